@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Checks of a testbed file: the published JSON Schema first, then what a schema cannot say.
+
+Each check raises `TestbedError` with the line of the value at fault; nothing here changes or fills in values.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jsonschema
+
+from .testbed_yaml import Document, KeyPath, TestbedError, show
+
+if TYPE_CHECKING:
+    from .testbed import Node, Testbed
+
+_TYPES = {
+    "number": "a number",
+    "integer": "an integer",
+    "string": "text",
+    "boolean": "true or false",
+    "array": "a list",
+    "object": "a mapping",
+    "null": "null",
+}
+_LIMITS = {
+    "minimum": "must be at least {}",
+    "exclusiveMinimum": "must be above {}",
+    "maximum": "must be at most {}",
+    "minItems": "must have at least {} entries",
+    "maxItems": "must have at most {} entries",
+    "maxLength": "must have at most {} characters",
+}
+
+
+@functools.cache
+def _validator() -> jsonschema.Draft202012Validator:
+    path = Path(__file__).with_name("testbed.schema.json")
+    return jsonschema.Draft202012Validator(json.loads(path.read_text(encoding="utf-8")))
+
+
+def check_schema(document: Document) -> None:
+    """Raise TestbedError for the first line of the document that the schema does not allow."""
+    data = document.data
+    if isinstance(data, Mapping) and "version" in data and data["version"] != 1:
+        raise document.error(("version",), f"value {show(data['version'])}: unknown format version; allowed: 1")
+    for path, value in _scalars(data, ()):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise document.error(path, f"value {value}: must be a finite number")
+    errors = [_schema_error(document, error) for error in _validator().iter_errors(data)]
+    if errors:
+        raise min(errors, key=lambda error: error[0])[1]
+
+
+def _scalars(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _scalars(item, (*path, key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _scalars(item, (*path, index))
+    else:
+        yield path, value
+
+
+def _schema_error(document: Document, error: jsonschema.ValidationError) -> tuple[int, TestbedError]:
+    """Return the line and the one-line form of a schema violation."""
+    path: KeyPath = tuple(error.absolute_path)
+    if error.validator == "additionalProperties":
+        path, problem = _unknown_key(document, path, error)
+    elif error.validator == "required":
+        missing = [key for key in error.validator_value if key not in error.instance]
+        problem = f"required key missing: {', '.join(missing)}"
+    else:
+        problem = f"value {show(error.instance)}: {_requirement(path, error)}"
+    return document.line(path), document.error(path, problem)
+
+
+def _unknown_key(document: Document, path: KeyPath, error: jsonschema.ValidationError) -> tuple[KeyPath, str]:
+    known = error.schema.get("properties")
+    if known is None:  # pair_gain_db, the only mapping with free keys
+        bad = next(key for key in error.instance if not _is_pair(key))
+        return (*path, bad), 'must name two nodes, as in "ap1-ap2"'
+    unknown = [key for key in error.instance if key not in known]
+    key = min(unknown, key=lambda key: document.line((*path, key)))
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return (*path, key), f"unknown key; {hint}allowed: {', '.join(known)}"
+
+
+def _is_pair(key: str) -> bool:
+    (pattern,) = _validator().schema["$defs"]["propagation"]["properties"]["pair_gain_db"]["patternProperties"]
+    return re.search(pattern, key) is not None
+
+
+def _requirement(path: KeyPath, error: jsonschema.ValidationError) -> str:
+    """Return what the schema asks for, in words."""
+    kind, limit = error.validator, error.validator_value
+    if path == ("frontend",) and error.instance in ("usrp", "replay"):
+        return "not available in this version; allowed: simulated"
+    if kind == "enum":
+        close = difflib.get_close_matches(str(error.instance), [str(choice) for choice in limit], n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        return f"{hint}allowed: {', '.join(str(choice) for choice in limit)}"
+    if kind == "type":
+        allowed = limit if isinstance(limit, list) else [limit]
+        return "must be " + " or ".join(_TYPES[name] for name in allowed)
+    if kind in _LIMITS:
+        return _LIMITS[kind].format(f"{limit:.15g}")
+    if kind == "uniqueItems":
+        return "entries must be unique"
+    if kind == "pattern":
+        return "must be a name: a letter, then letters, digits and underscores"
+    return error.message
+
+
+def check_names(document: Document, nodes: Sequence[Mapping[str, Any]]) -> None:
+    """Raise TestbedError when node names repeat or there are fewer than two access points."""
+    first: dict[str, int] = {}
+    for index, node in enumerate(nodes):
+        path = ("nodes", index, "name")
+        if node["name"] in first:
+            line = document.line(("nodes", first[node["name"]], "name"))
+            raise document.error(path, f"value {show(node['name'])}: must be unique; first on line {line}")
+        first[node["name"]] = index
+    num_aps = sum(node.get("kind", "ap") == "ap" for node in nodes)
+    if num_aps < 2:
+        raise document.error(("nodes",), f"{num_aps} access points; required: at least 2 nodes of kind ap")
+
+
+def check(document: Document, testbed: Testbed) -> None:
+    """Raise TestbedError for values that contradict each other."""
+    _check_panels(document, testbed)
+    _check_pairs(document, testbed)
+    _check_faults(document, testbed)
+    _check_roles(document, testbed)
+    _check_slots(document, testbed)
+    _check_sweep(document, testbed)
+
+
+def _check_reference(document: Document, path: KeyPath, name: str | None, nodes: Sequence[Node]) -> None:
+    names = [node.name for node in nodes]
+    if name not in names:
+        close = difflib.get_close_matches(str(name), names, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise document.error(path, f"value {show(name)}: no such node; {hint}allowed: {', '.join(names) or 'none'}")
+
+
+def _check_panels(document: Document, testbed: Testbed) -> None:
+    for index, node in enumerate(testbed.nodes):
+        for position, beam in enumerate(node.panel.beams):
+            if beam >= node.panel.num_antennas:
+                path = _node_path(document, index, ("panel", "beams", position))
+                limit = f"must be below num_antennas = {node.panel.num_antennas} of node {node.name}"
+                raise document.error(path, f"value {beam}: {limit}; allowed: 0 to {node.panel.num_antennas - 1}")
+
+
+def _node_path(document: Document, index: int, path: KeyPath) -> KeyPath:
+    """Return where the file sets a node's value: at the node itself or in node_defaults."""
+    for start in (("nodes", index), ("node_defaults",)):
+        if (*start, *path) in document.lines:
+            return (*start, *path)
+    return ("nodes", index, *path)
+
+
+def _check_pairs(document: Document, testbed: Testbed) -> None:
+    seen: dict[frozenset[str], str] = {}
+    for key in testbed.propagation.pair_gain_db:
+        path = ("propagation", "pair_gain_db", key)
+        pair = key.split("-")
+        _check_pair(document, path, pair, testbed)
+        other = seen.setdefault(frozenset(pair), key)
+        if other != key:
+            raise document.error(path, f"same pair as {other}; a pair's gain holds for both directions")
+    for index, pair in enumerate(testbed.propagation.blocked_pairs):
+        _check_pair(document, ("propagation", "blocked_pairs", index), pair, testbed)
+
+
+def _check_pair(document: Document, path: KeyPath, pair: Sequence[str], testbed: Testbed) -> None:
+    for name in pair:
+        _check_reference(document, path, name, testbed.nodes)
+    if pair[0] == pair[1]:
+        raise document.error(path, f"value {show(list(pair))}: a pair needs two different nodes")
+
+
+def _check_faults(document: Document, testbed: Testbed) -> None:
+    for index, fault in enumerate(testbed.faults):
+        _check_reference(document, ("faults", index, "node"), fault.node, testbed.nodes)
+        num_ports = testbed.node(fault.node).num_ports
+        if fault.port >= num_ports:
+            problem = f"value {fault.port}: node {fault.node} has {num_ports} ports; allowed: 0 to {num_ports - 1}"
+            raise document.error(("faults", index, "port"), problem)
+
+
+def _check_roles(document: Document, testbed: Testbed) -> None:
+    _check_reference(document, ("calibration", "reference"), testbed.calibration.reference, testbed.aps)
+    if testbed.verification is not None:
+        _check_reference(document, ("verification", "ue"), testbed.verification.ue, testbed.ues)
+
+
+def _check_slots(document: Document, testbed: Testbed) -> None:
+    slots = testbed.slots
+    node = max(testbed.nodes, key=lambda node: node.num_ports)
+    symbol = slots.prefix_samples + slots.pilot_samples
+    needed = slots.lead_samples + node.num_ports * symbol + slots.prefix_samples
+    if needed > slots.slot_samples:
+        problem = (
+            f"value {slots.slot_samples}: must be at least {needed} = lead_samples + {node.num_ports} ports of "
+            f"{node.name} * (prefix_samples + pilot_samples) + prefix_samples"
+        )
+        raise document.error(("slots", "slot_samples"), problem)
+    if slots.num_subcarriers >= slots.pilot_samples:
+        problem = f"value {slots.num_subcarriers}: must be below pilot_samples = {slots.pilot_samples}"
+        raise document.error(("slots", "num_subcarriers"), problem)
+    if slots.num_subcarriers % slots.num_subbands:
+        problem = f"value {slots.num_subbands}: must divide num_subcarriers = {slots.num_subcarriers}"
+        raise document.error(("slots", "num_subbands"), problem)
+
+
+def _check_sweep(document: Document, testbed: Testbed) -> None:
+    sizes = sorted(len(ap.panel.beams) for ap in testbed.aps)
+    most = sizes[-1] * sizes[-2]
+    if testbed.beam_sweep.beams is not None and testbed.beam_sweep.beams > most:
+        problem = f"value {testbed.beam_sweep.beams}: a pair has at most {most} beam pairs; allowed: 1 to {most}, null"
+        raise document.error(("beam_sweep", "beams"), problem)
