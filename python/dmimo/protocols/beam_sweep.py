@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Beam sweep: every access point (AP) sounds each of its beams while all others sweep theirs.
+
+In round (a, b) each AP in turn transmits with beam b while all others receive with beam a; so one pass of B^2 rounds
+of M slots measures all M (M - 1) B^2 ordered beam pairs. Rounds (a, b) and (b, a) follow one another: they hold the
+two directions of the same path, and c turns with twice the oscillator phase between distant measurements.
+
+References
+----------
+Vieira and Larsson, beam-sweep calibration, section II-B, eq. (5). The paper counts M B^2 measurements; ordered pairs
+make it M (M - 1) B^2, in M B^2 slots.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..core import sounding
+from ..core.sweep_calibration import calibrate_sweep
+from ..core.waveforms import SlotLayout
+from .slots import Grant, Product, Reception, Slot
+
+PURPOSE = "sweep"
+PHASE = "sweep"
+
+
+def rounds(num_beams: int, *, beam_pairs: int | None = None, passes: int = 1) -> np.ndarray:
+    """Rounds (receive beam, transmit beam) of a sweep, in the order of transmission.
+
+    Pairs of equal beams come first, then (0, 1), (1, 0), (1, 2), (2, 1), ... by growing distance, so that a partial
+    sweep uses all beams and always holds both directions of a path.
+
+    Parameters
+    ----------
+    num_beams : int
+        Largest number of beams of any AP; an AP with fewer repeats its own (beam modulo its number).
+    beam_pairs : int, optional
+        Number of rounds in a pass of a partial sweep; all `num_beams`^2 by default. A cut between the directions of a
+        path leaves both out.
+    passes : int
+        Repetitions of the whole.
+
+    Returns
+    -------
+    ndarray of int, (num_rounds, 2)
+    """
+    if num_beams < 1 or passes < 1:
+        raise ValueError(f"num_beams = {num_beams}, passes = {passes}: must be at least 1")
+    if beam_pairs is not None and not 1 <= beam_pairs <= num_beams**2:
+        raise ValueError(f"beam_pairs = {beam_pairs}: must lie in 1 ... num_beams^2 = {num_beams**2}")
+    order = [(a, a) for a in range(num_beams)]
+    for distance in range(1, num_beams):
+        for a in range(num_beams - distance):
+            order += [(a, a + distance), (a + distance, a)]
+    if beam_pairs is not None:
+        whole = beam_pairs - (beam_pairs > num_beams and (beam_pairs - num_beams) % 2)
+        order = order[:whole]
+    return np.array(order * passes)
+
+
+def swapped(order: np.ndarray) -> np.ndarray:
+    """For each round (a, b), the index of its reverse (b, a) in the same pass."""
+    length = len(np.unique(order, axis=0))
+    index = {tuple(pair): k for k, pair in enumerate(order[:length].tolist())}
+    reverse = np.array([index[b, a] for a, b in order[:length].tolist()])
+    return np.concatenate([reverse + start for start in range(0, len(order), length)])
+
+
+def sweep_slots(nodes: Sequence[str], aps: Sequence[str], num_beams: Mapping[str, int], order: np.ndarray) -> list[Slot]:
+    """Slots of a sweep over `order`; a slot's `variant` is its round. Nodes that are no AP listen with beam 0."""
+    slots = []
+    for index, (receive, transmit) in enumerate(order.tolist()):
+        for sender in aps:
+            beams = tuple(
+                0 if node not in aps else (transmit if node == sender else receive) % num_beams[node] for node in nodes
+            )
+            slots.append(Slot(0, PURPOSE, (sender,), beams, index))
+    return slots
+
+
+class SweepRole:
+    """What one AP does in a sweep: sounds in its own slots, estimates the channel from the sender in all others.
+
+    Parameters
+    ----------
+    node : str
+    layouts : mapping of node to SlotLayout
+        Where each AP's ports lie in the slot.
+    nodes : sequence of str
+        Nodes of the schedule, for the order of its beams.
+    num_subbands : int
+    listens : bool
+        False for a node that is no AP: it keeps nothing.
+    """
+
+    purposes = frozenset({PURPOSE})
+
+    def __init__(self, node, layouts: Mapping[str, SlotLayout], nodes: Sequence[str], num_subbands: int):
+        self._node = node
+        self._layouts = layouts
+        self._position = list(nodes).index(node)
+        self._num_subbands = num_subbands
+        self._burst = layouts[node].sounding_burst() if node in layouts else None
+        self._reception = Reception()
+        self._senders: dict[int, str] = {}
+
+    def beam(self, slot: Slot) -> int:
+        """Beam that the schedule gives the node."""
+        return slot.beams[self._position]
+
+    def transmit(self, slot: Slot, start: int) -> np.ndarray | None:
+        """The sounding burst, in the node's own slots."""
+        return self._burst if self._node in slot.transmitters else None
+
+    def receive(self, slot: Slot, grant: Grant, samples: np.ndarray) -> None:
+        """Keep what other APs sent."""
+        sender = slot.transmitters[0]
+        if self._node in self._layouts and sender != self._node:
+            self._senders[grant.slot] = sender
+            self._reception.keep(grant, samples)
+
+    def results(self, grants: Sequence[Grant]) -> dict[str, object] | None:
+        """Channel of each sub-band from each of the sender's ports, and the noise in it, for every slot listened to.
+
+        Returns
+        -------
+        dict
+            `slots` (n,) and `starts` (n,) int64; `h` complex128 (n, own ports, largest number of ports of any sender,
+            num_subbands), zero beyond the sender's ports; `noise_var` (own ports,): noise variance of an entry of h.
+        """
+        heard = [grant for grant in grants if grant.slot in self._senders]
+        if not heard:
+            return None
+        samples = self._reception.take(heard)
+        senders = [self._senders[grant.slot] for grant in heard]
+        self._senders.clear()
+        ports = max(layout.num_ports for layout in self._layouts.values())
+        h = np.zeros((len(heard), samples.shape[1], ports, self._num_subbands), complex)
+        noise = np.zeros((len(heard), samples.shape[1]))
+        for sender in dict.fromkeys(senders):
+            chosen = np.array([name == sender for name in senders])
+            layout = self._layouts[sender]
+            noise[chosen] = sounding.empty_bin_noise_variance(samples[chosen], layout.symbol, layout.useful_start(0))
+            for port in range(layout.num_ports):
+                estimate = sounding.channel_estimate(samples[chosen], layout.symbol, layout.useful_start(port))
+                h[chosen, :, port] = sounding.subband_average(estimate, self._num_subbands)
+        scale = sounding.estimate_noise_variance(layout.symbol, 1.0, self._num_subbands)
+        return {
+            "slots": np.array([grant.slot for grant in heard]),
+            "starts": np.array([grant.start for grant in heard]),
+            "h": h,
+            "noise_var": noise.mean(axis=0) * scale,
+        }
+
+    def update(self, product: Product) -> None:
+        """A sweep needs nothing from other phases."""
+
+
+@dataclass(frozen=True)
+class SweepData:
+    """All measurements of a sweep.
+
+    y[i, j, q, k] was received by port i from port j over path q in sub-band k, in the middle of sample times[i, j, q];
+    NaN where nothing was measured. `noise_var` (ports,) is the noise variance of an entry.
+    """
+
+    y: np.ndarray
+    times: np.ndarray
+    noise_var: np.ndarray
+
+
+class SweepCollector:
+    """Collects the sweep from all APs and calibrates.
+
+    Parameters
+    ----------
+    schedule_slots : sequence of Slot
+        The whole schedule's slots.
+    layouts : mapping of AP to SlotLayout, in the order of the calibration's ports
+    order : ndarray (num_rounds, 2)
+    num_subbands, samp_rate
+        As for the roles.
+    settings : mapping
+        Keyword arguments of `calibrate_sweep` (method, reference, estimate_frequency, estimate_delay).
+    """
+
+    phases = frozenset({PHASE})
+
+    def __init__(self, schedule_slots, layouts: Mapping[str, SlotLayout], order, num_subbands: int, samp_rate: float,
+                 settings: Mapping[str, object]):
+        self._slots = schedule_slots
+        self._layouts = layouts
+        self._swapped = swapped(order)
+        self._num_subbands = num_subbands
+        self._samp_rate = samp_rate
+        self._settings = settings
+        counts = [layout.num_ports for layout in layouts.values()]
+        edges = np.concatenate([[0], np.cumsum(counts)])
+        self._ports = {name: slice(edges[k], edges[k + 1]) for k, name in enumerate(layouts)}
+        self.node_of_port = np.repeat(np.arange(len(counts)), counts)
+        self.sweep: SweepData | None = None
+        self.calibration = None
+
+    def assemble(self, results: Mapping[str, Mapping[str, object]]) -> SweepData:
+        """Measurements of all APs as arrays over (receiver, transmitter, path, sub-band)."""
+        ports, paths = self.node_of_port.size, self._swapped.size
+        y = np.full((ports, ports, paths, self._num_subbands), np.nan + 0j)
+        times = np.zeros((ports, ports, paths), np.int64)
+        noise_var = np.full(ports, np.nan)
+        order = list(self._layouts)
+        for receiver, result in results.items():
+            own = self._ports[receiver]
+            noise_var[own] = result["noise_var"]
+            slots = [self._slots[index] for index in result["slots"]]
+            senders = np.array([order.index(slot.transmitters[0]) for slot in slots])
+            variants = np.array([slot.variant for slot in slots])
+            for position, sender in enumerate(order):
+                rows = np.flatnonzero(senders == position)
+                layout, theirs = self._layouts[sender], self._ports[sender]
+                # The path is named after the beams of (earlier AP, later AP), whichever of them sends.
+                path = variants[rows] if order.index(receiver) < position else self._swapped[variants[rows]]
+                h = np.asarray(result["h"])[rows][:, :, : layout.num_ports]
+                y[own, theirs, path] = np.moveaxis(h, 0, 2)
+                middles = np.array([layout.middle(port) for port in range(layout.num_ports)])
+                times[own, theirs, path] = np.asarray(result["starts"])[rows] + middles[:, None]
+        return SweepData(y, times, noise_var)
+
+    def produce(self, phase: str, grants: Sequence[Grant], results: Mapping[str, Mapping[str, object]]) -> Product:
+        """The calibration: c, frequency and delay of each port with their predicted deviations."""
+        self.sweep = sweep = self.assemble(results)
+        symbol = next(iter(self._layouts.values())).symbol
+        self.calibration = estimate = calibrate_sweep(
+            sweep.y, sweep.times, samp_rate=self._samp_rate, noise_var=sweep.noise_var,
+            subcarriers_hz=sounding.subband_centres_hz(symbol, self._num_subbands, self._samp_rate),
+            node_of_port=self.node_of_port, **self._settings,
+        )
+        values = {name: getattr(estimate, name) for name in ("c", "frequency_hz", "delay_s", "phase_std_rad")}
+        values["reference_time"] = int(estimate.reference_time)
+        return Product(phase, values, bool(estimate.trusted), tuple(estimate.reasons))

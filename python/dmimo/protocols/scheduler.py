@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The state machine that walks through a schedule: events in, actions out, no clock and no messages of its own.
+
+Start samples are given out in the order of release, and a failed slot of an open-loop phase is repeated at the
+phase's end, so that the run on the air is the same whatever the order in which acknowledgements arrive.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from .slots import Grant, Phase, Product, Schedule
+
+OK = "ok"
+
+
+@dataclass(frozen=True)
+class Release:
+    """Release these attempts, in this order."""
+
+    grants: tuple[Grant, ...]
+
+
+@dataclass(frozen=True)
+class PhaseDone:
+    """All slots of the phase are complete: these attempts count."""
+
+    phase: str
+    grants: tuple[Grant, ...]
+
+
+@dataclass(frozen=True)
+class Publish:
+    """Give this product to every node."""
+
+    product: Product
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The run is over; `error` is None where it succeeded."""
+
+    error: str | None = None
+
+
+Action = Release | PhaseDone | Publish | Finished
+
+
+@dataclass
+class _Pending:
+    """An attempt in flight: who has not acknowledged it, and what went wrong so far."""
+
+    grant: Grant
+    waiting: set[str]
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+class SlotScheduler:
+    """Releases the slots of a schedule phase by phase, repeats failed ones and waits at the barriers.
+
+    Parameters
+    ----------
+    schedule : Schedule
+    max_attempts : int
+        Attempts at one slot before the run fails.
+    first_start : int
+        Absolute sample of the first slot.
+    guard_samples : int
+        Idle samples after a phase, and before a lock-step slot is repeated.
+
+    Every event method returns the actions to carry out, in order. After `Finished` all events are ignored.
+    """
+
+    def __init__(self, schedule: Schedule, *, max_attempts: int = 3, first_start: int = 0, guard_samples: int = 0):
+        if max_attempts < 1:
+            raise ValueError(f"max_attempts = {max_attempts}: must be at least 1")
+        self._schedule = schedule
+        self._max_attempts = max_attempts
+        self._guard = guard_samples
+        self._next_start = first_start
+        self._phase_index = -1
+        self._queue: list[int] = []
+        self._retries: list[int] = []
+        self._pending: dict[int, _Pending] = {}
+        self._attempts: dict[int, int] = {}
+        self._done: dict[int, Grant] = {}
+        self._waiting_ready = set(schedule.nodes)
+        self._product: Product | None = None
+        self._waiting_product: set[str] = set()
+        self.finished = False
+        self.releases = 0
+        self.end_sample = first_start
+
+    @property
+    def phase(self) -> Phase | None:
+        """Phase under way, None before the first."""
+        return self._schedule.phases[self._phase_index] if self._phase_index >= 0 else None
+
+    @property
+    def completed(self) -> int:
+        """Number of slots completed."""
+        return len(self._done)
+
+    def ready(self, node: str, schedule_hash: str) -> list[Action]:
+        """A node has reported that it holds the schedule of this hash."""
+        if self.finished or node not in self._waiting_ready:
+            return []
+        if schedule_hash != self._schedule.hash:
+            return self._finish(f"node {node} holds another schedule: hash {schedule_hash[:12]}, "
+                                f"must be {self._schedule.hash[:12]}")
+        self._waiting_ready.discard(node)
+        return [] if self._waiting_ready else self._next_phase()
+
+    def acknowledge(self, node: str, slot: int, attempt: int, status: str = OK) -> list[Action]:
+        """A node has finished an attempt at a slot; `status` is "ok" or says what went wrong."""
+        pending = self._pending.get(slot)
+        if self.finished or pending is None or pending.grant.attempt != attempt or node not in pending.waiting:
+            return []
+        pending.waiting.discard(node)
+        if status != OK:
+            pending.failures[node] = status
+        if pending.waiting:
+            return []
+        del self._pending[slot]
+        if pending.failures:
+            return self._retry(slot, pending.failures) or self._advance()
+        self._done[slot] = pending.grant
+        return self._advance()
+
+    def produced(self, product: Product) -> list[Action]:
+        """The collector of the phase under way has made its product."""
+        if self.finished or self._product is not None or self.phase is None or product.phase != self.phase.name:
+            return []
+        if not product.trusted:
+            return self._finish(f"phase {product.phase}: not trusted: " + "; ".join(product.reasons))
+        self._product = product
+        self._waiting_product = set(self._schedule.nodes)
+        return [Publish(product)]
+
+    def product_acknowledged(self, node: str, phase: str) -> list[Action]:
+        """A node has taken the product of a phase."""
+        if self.finished or self._product is None or phase != self._product.phase:
+            return []
+        self._waiting_product.discard(node)
+        return [] if self._waiting_product else self._next_phase()
+
+    def timed_out(self, silent: Iterable[str] = ()) -> list[Action]:
+        """Nothing has happened for as long as the watchdog waits; `silent` nodes did not answer a query either."""
+        if self.finished:
+            return []
+        silent = sorted(silent)
+        if self._waiting_ready:
+            return self._finish(f"no ready message from {_names(silent or self._waiting_ready)}")
+        if self._pending:
+            return self._give_up_on_pending(silent)
+        if self._product is not None:
+            return self._finish(f"phase {self.phase.name}: product not acknowledged by {_names(self._waiting_product)}")
+        return self._finish(f"phase {self.phase.name}: no product, results missing from {_names(silent) or 'its collector'}")
+
+    def failed(self, error: str) -> list[Action]:
+        """A block has failed with this error."""
+        return [] if self.finished else self._finish(error)
+
+    def _give_up_on_pending(self, silent: list[str]) -> list[Action]:
+        lost = [self._pending.pop(slot) for slot in sorted(self._pending)]
+        if silent:
+            first = lost[0].grant
+            return self._finish(f"{_names(silent)} stopped answering: slot {first.slot} "
+                                f"({self._purpose(first.slot)}), attempt {first.attempt}, not acknowledged")
+        for pending in lost:
+            actions = self._retry(pending.grant.slot, dict.fromkeys(pending.waiting, "no acknowledgement"))
+            if actions:
+                return actions
+        return self._advance()
+
+    def _purpose(self, slot: int) -> str:
+        return self._schedule.slots[slot].purpose
+
+    def _retry(self, slot: int, failures: dict[str, str]) -> list[Action]:
+        """Queue another attempt; the actions are empty unless there were too many."""
+        if self._attempts[slot] + 1 >= self._max_attempts:
+            what = ", ".join(f"node {node}: {status}" for node, status in sorted(failures.items()))
+            return self._finish(f"slot {slot} ({self._purpose(slot)}) failed in {self._max_attempts} attempts: {what}")
+        if self.phase.window == 1:
+            self._queue.insert(0, slot)
+            self._next_start += self._guard
+        else:
+            self._retries.append(slot)
+        return []
+
+    def _advance(self) -> list[Action]:
+        if not self._queue and not self._pending and self._retries:
+            self._queue = sorted(self._retries)
+            self._retries = []
+        if not self._queue and not self._pending:
+            phase = self.phase
+            self._next_start += self._guard
+            return [PhaseDone(phase.name, tuple(self._done[slot] for slot in phase.slots))]
+        room = self.phase.window - len(self._pending)
+        # Refill by half windows: one message then carries many slots.
+        if not self._queue or room < max(1, min(len(self._queue), self.phase.window // 2)):
+            return []
+        return [Release(tuple(self._grant(self._queue.pop(0)) for _ in range(min(room, len(self._queue)))))]
+
+    def _grant(self, slot: int) -> Grant:
+        attempt = self._attempts.get(slot, -1) + 1
+        self._attempts[slot] = attempt
+        grant = Grant(slot, attempt, self._next_start)
+        self._next_start += self._schedule.slot_samples
+        self.end_sample = self._next_start
+        self.releases += 1
+        self._pending[slot] = _Pending(grant, set(self._schedule.nodes))
+        return grant
+
+    def _next_phase(self) -> list[Action]:
+        self._product = None
+        self._phase_index += 1
+        if self._phase_index == len(self._schedule.phases):
+            return self._finish(None)
+        self._queue = list(self.phase.slots)
+        return self._advance()
+
+    def _finish(self, error: str | None) -> list[Action]:
+        self.finished = True
+        return [Finished(error)]
+
+
+def _names(nodes: Iterable[str]) -> str:
+    return ", ".join(f"node {node}" for node in sorted(nodes))
