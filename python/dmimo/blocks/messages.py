@@ -42,6 +42,8 @@ BEAM = pmt.intern("beam")
 NUM_PORTS = pmt.intern("num_ports")
 PURPOSE = pmt.intern("purpose")
 GRANTS = pmt.intern("grants")
+SYSTEM = pmt.intern("system")
+DONE = pmt.cons(pmt.intern("done"), pmt.from_long(1))  # to a block's own system port: it has finished
 EMPTY_BURST = pmt.init_c32vector(0, [])
 
 # Serialised uniform vectors: tag, element type, count, padding length, one padding byte, big-endian data. This way

@@ -59,9 +59,11 @@ class role(gr.basic_block):
     def handle_control(self, message):
         """React to a message of the scheduler."""
         kind = messages.kind(message)
-        if self._silent:
+        if kind == "end":
+            self._post(messages.SYSTEM, messages.DONE)
+        elif self._silent:
             return
-        if kind == "grant":
+        elif kind == "grant":
             self._grant(message)
         elif kind == "begin":
             self._granted.clear()
@@ -127,11 +129,9 @@ class role(gr.basic_block):
     def _publish_results(self, message) -> None:
         grants = messages.grants(message)
         phase = messages.get(message, "phase")
-        purposes = {self._schedule.slots[grant.slot].purpose for grant in grants}
-        for role in {self._by_purpose[purpose]: None for purpose in sorted(purposes)}:
-            values = role.results(grants)
-            encoded = messages.encode("results", node=self._node, phase=phase, values=values or {})
-            self.message_port_pub(RESULTS, encoded)
+        # A phase belongs to one role.
+        values = self._by_purpose[self._schedule.slots[grants[0].slot].purpose].results(grants)
+        self.message_port_pub(RESULTS, messages.encode("results", node=self._node, phase=phase, values=values or {}))
 
     def _status(self, kind: str, **fields) -> None:
         self.message_port_pub(STATUS, messages.encode(kind, node=self._node, **fields))

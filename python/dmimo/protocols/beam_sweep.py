@@ -226,6 +226,9 @@ class SweepCollector:
                 times[own, theirs, path] = np.asarray(result["starts"])[rows] + middles[:, None]
         return SweepData(y, times, noise_var)
 
+    def update(self, product: Product) -> None:
+        """The calibration needs nothing from other phases."""
+
     def produce(self, phase: str, grants: Sequence[Grant], results: Mapping[str, Mapping[str, object]]) -> Product:
         """The calibration: c, frequency and delay of each port with their predicted deviations."""
         self.sweep = sweep = self.assemble(results)

@@ -169,6 +169,9 @@ class Collector(Protocol):
 
     phases: frozenset[str]
 
+    def update(self, product: Product) -> None:
+        """Take what another phase produced."""
+
     def produce(self, phase: str, grants: Sequence[Grant], results: Mapping[str, Mapping[str, object]]) -> Product:
         """Product of the phase, from each node's results by node name."""
 

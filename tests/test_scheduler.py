@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The scheduler's state machine, driven by tables of events."""
+
+import pytest
+from gnuradio.dmimo.protocols.scheduler import Finished, PhaseDone, Publish, Release, SlotScheduler
+from gnuradio.dmimo.protocols.slots import Product, Slot, build_schedule
+
+NODES = ("a", "b")
+
+
+def make(windows=(1,), count=3, **options):
+    slots = [Slot(0, "sweep", ("a",), (0, 0)) for _ in range(count)]
+    schedule = build_schedule(NODES, 100, [(f"phase{k}", window, slots) for k, window in enumerate(windows)])
+    return schedule, SlotScheduler(schedule, **options)
+
+
+def begin(schedule, machine):
+    assert machine.ready("a", schedule.hash) == []
+    return machine.ready("b", schedule.hash)
+
+
+def complete(machine, actions, fail=None):
+    """Acknowledge every released grant by both nodes; `fail(grant)` gives the status of node b. Returns what follows."""
+    seen = []
+    while actions and isinstance(actions[0], Release):
+        grants = actions[0].grants
+        seen += grants
+        actions = []
+        for grant in grants:
+            machine.acknowledge("a", grant.slot, grant.attempt)
+            actions = machine.acknowledge("b", grant.slot, grant.attempt, fail(grant) if fail else "ok") or actions
+    return seen, actions
+
+
+def test_lock_step_releases_one_slot_at_a_time_and_ends_in_success():
+    schedule, machine = make()
+    actions = begin(schedule, machine)
+    assert len(actions[0].grants) == 1
+    seen, actions = complete(machine, actions)
+    assert [(g.slot, g.attempt, g.start) for g in seen] == [(0, 0, 0), (1, 0, 100), (2, 0, 200)]
+    assert actions == [PhaseDone("phase0", tuple(seen))]
+    product = Product("phase0", {})
+    assert machine.produced(product) == [Publish(product)]
+    assert machine.product_acknowledged("a", "phase0") == []
+    assert machine.product_acknowledged("b", "phase0") == [Finished(None)]
+
+
+def test_next_phase_waits_for_every_node_to_take_the_product():
+    schedule, machine = make(windows=(4, 4))
+    _, actions = complete(machine, begin(schedule, machine))
+    machine.produced(Product("phase0", {}))
+    assert machine.product_acknowledged("a", "phase0") == []
+    assert machine.product_acknowledged("a", "phase0") == []
+    actions = machine.product_acknowledged("b", "phase0")
+    assert actions[0].grants[0].slot == 3
+
+
+def test_failed_slot_of_an_open_loop_phase_is_repeated_at_its_end_whatever_the_order_of_acknowledgements():
+    starts = []
+    for order in (1, -1):
+        schedule, machine = make(windows=(8,), count=4)
+        grants = begin(schedule, machine)[0].grants
+        actions = []
+        for grant in grants[::order]:
+            machine.acknowledge("a", grant.slot, 0)
+            actions = machine.acknowledge("b", grant.slot, 0, "lost" if grant.slot == 1 else "ok") or actions
+        starts.append([(g.slot, g.attempt, g.start) for g in actions[0].grants])
+    assert starts[0] == starts[1] == [(1, 1, 400)]
+
+
+def test_failed_slot_in_lock_step_is_repeated_at_once():
+    schedule, machine = make()
+    seen, _ = complete(machine, begin(schedule, machine), lambda g: "lost" if (g.slot, g.attempt) == (1, 0) else "ok")
+    assert [(g.slot, g.attempt) for g in seen] == [(0, 0), (1, 0), (1, 1), (2, 0)]
+
+
+def test_too_many_attempts_end_the_run_with_node_slot_and_reason():
+    schedule, machine = make(max_attempts=2)
+    _, actions = complete(machine, begin(schedule, machine), lambda g: "lost" if g.slot == 1 else "ok")
+    assert actions == [Finished("slot 1 (sweep) failed in 2 attempts: node b: lost")]
+    assert machine.acknowledge("a", 2, 0) == []
+
+
+def test_late_and_repeated_acknowledgements_change_nothing():
+    schedule, machine = make()
+    begin(schedule, machine)
+    assert machine.acknowledge("a", 0, 0) == machine.acknowledge("a", 0, 0) == []
+    machine.acknowledge("b", 0, 0, "lost")
+    assert machine.acknowledge("b", 0, 0) == []  # attempt 0 is over
+    assert machine.acknowledge("b", 7, 0) == []
+    assert machine.completed == 0
+
+
+def test_lost_acknowledgement_is_retried_then_ends_the_run():
+    schedule, machine = make(max_attempts=2)
+    begin(schedule, machine)
+    machine.acknowledge("a", 0, 0)
+    assert machine.timed_out()[0].grants[0].attempt == 1
+    machine.acknowledge("a", 0, 1)
+    error = machine.timed_out()[0].error
+    assert "slot 0" in error
+    assert "node b: no acknowledgement" in error
+
+
+def test_node_that_does_not_answer_is_named_with_the_slot():
+    schedule, machine = make(windows=(4,))
+    begin(schedule, machine)
+    error = machine.timed_out({"b"})[0].error
+    assert "node b stopped answering: slot 0 (sweep)" in error
+
+
+@pytest.mark.parametrize("stage", ["ready", "results", "product"])
+def test_every_wait_has_an_end(stage):
+    schedule, machine = make()
+    if stage != "ready":
+        complete(machine, begin(schedule, machine))
+    if stage == "product":
+        machine.produced(Product("phase0", {}))
+        machine.product_acknowledged("a", "phase0")
+    (finished,) = machine.timed_out()
+    assert {"ready": "no ready message from node a", "results": "no product",
+            "product": "not acknowledged by node b"}[stage] in finished.error
+
+
+def test_another_schedule_is_refused():
+    _, machine = make()
+    assert "node a holds another schedule" in machine.ready("a", "0" * 64)[0].error
+
+
+def test_untrusted_product_is_not_applied_and_ends_the_run_with_its_reasons():
+    schedule, machine = make()
+    complete(machine, begin(schedule, machine))
+    actions = machine.produced(Product("phase0", {}, False, ("port a:0 hears nothing",)))
+    assert actions == [Finished("phase phase0: not trusted: port a:0 hears nothing")]
+
+
+def test_open_loop_keeps_a_window_in_flight():
+    schedule, machine = make(windows=(4,), count=12)
+    actions = begin(schedule, machine)
+    assert len(actions[0].grants) == 4
+    in_flight = list(actions[0].grants)
+    most = 0
+    while in_flight:
+        most = max(most, len(in_flight))
+        grant = in_flight.pop(0)
+        machine.acknowledge("a", grant.slot, 0)
+        for action in machine.acknowledge("b", grant.slot, 0):
+            if isinstance(action, Release):
+                in_flight += action.grants
+    assert most == 4
+    assert machine.completed == 12
+
+
+def test_schedule_rejects_slots_that_do_not_fit():
+    with pytest.raises(ValueError, match="not among the nodes"):
+        build_schedule(NODES, 100, [("p", 1, [Slot(0, "x", ("c",), (0, 0))])])
+    with pytest.raises(ValueError, match="one per node"):
+        build_schedule(NODES, 100, [("p", 1, [Slot(0, "x", ("a",), (0,))])])
+    with pytest.raises(ValueError, match="max_attempts = 0"):
+        make(max_attempts=0)
+
+
+def test_schedule_hash_depends_on_every_field():
+    base, _ = make()
+    other, _ = make(count=4)
+    beams = build_schedule(NODES, 100, [("phase0", 1, [Slot(0, "sweep", ("a",), (0, 1))] * 3)])
+    again, _ = make()
+    assert len({base.hash, other.hash, beams.hash}) == 3
+    assert base.hash == again.hash
