@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+import numpy as np
+import pytest
+from air import Air, run_phase
+from gnuradio.dmimo.core import metrics
+from gnuradio.dmimo.core.waveforms import SlotLayout, SoundingSymbol
+from gnuradio.dmimo.protocols import beam_sweep
+from gnuradio.dmimo.protocols.slots import Product, build_schedule
+
+PORTS = {"a": 1, "b": 3, "c": 2, "u": 1}
+BEAMS = {"a": 3, "b": 2, "c": 1, "u": 1}
+APS = ("a", "b", "c")
+
+
+def parts(order, *, window=4):
+    symbol = SoundingSymbol(64, 48, 16)
+    layouts = {ap: SlotLayout(320, 8, symbol, PORTS[ap], 4) for ap in APS}
+    slots = beam_sweep.sweep_slots(tuple(PORTS), APS, BEAMS, order)
+    schedule = build_schedule(tuple(PORTS), 320, [(beam_sweep.PHASE, window, slots)])
+    roles = {node: beam_sweep.SweepRole(node, layouts, tuple(PORTS), 6) for node in PORTS}
+    return schedule, layouts, roles
+
+
+def sweep(order, start=10_000, **air_options):
+    air = Air(np.random.default_rng(5), PORTS, BEAMS, **air_options)
+    schedule, layouts, roles = parts(order)
+    collector = beam_sweep.SweepCollector(schedule.slots, layouts, order, 6, air.samp_rate, {})
+    grants, results, _ = run_phase(air, schedule, beam_sweep.PHASE, roles, start)
+    return air, collector, collector.produce(beam_sweep.PHASE, grants, results)
+
+
+def test_every_ordered_beam_pair_is_measured_once_and_its_reverse_follows_at_once():
+    order = beam_sweep.rounds(4)
+    assert len({tuple(pair) for pair in order.tolist()}) == len(order) == 16
+    reverse = beam_sweep.swapped(order)
+    assert np.array_equal(order[reverse], order[:, ::-1])
+    assert np.abs(reverse - np.arange(16)).max() == 1
+
+
+@pytest.mark.parametrize("pairs", range(1, 10))
+def test_partial_sweep_holds_both_directions_of_each_path(pairs):
+    order = beam_sweep.rounds(3, beam_pairs=pairs, passes=2)
+    assert pairs - 1 <= len(order) / 2 <= pairs
+    assert np.array_equal(order[beam_sweep.swapped(order)], order[:, ::-1])
+
+
+def test_measurements_of_a_pair_are_the_two_directions_of_one_path():
+    air, collector, _ = sweep(beam_sweep.rounds(3))
+    y, c = collector.sweep.y, air.c(APS, 0)
+    node = collector.node_of_port
+    for i in range(6):
+        for j in range(6):
+            if node[i] == node[j]:
+                assert np.isnan(y[i, j]).all()
+            else:
+                np.testing.assert_allclose(y[i, j] / y[j, i], c[j] / c[i], rtol=1e-5)
+
+
+def test_noiseless_sweep_recovers_unequal_gains_of_unequal_nodes():
+    air, collector, product = sweep(beam_sweep.rounds(3), max_delay=9)
+    assert product.trusted, product.reasons
+    assert metrics.alignment_error(product.values["c"], air.c(APS, 0)) < 1e-9
+
+
+def test_frequency_offsets_are_removed_and_c_belongs_to_its_reference_time():
+    cfo = {"a": 20.0, "b": -45.0, "c": 31.0, "u": 50.0}
+    air, collector, product = sweep(beam_sweep.rounds(3), cfo_hz=cfo, noise_var=1e-4, max_delay=5)
+    assert product.trusted, product.reasons
+    reference_time = product.values["reference_time"]
+    assert 10_000 < reference_time < 10_000 + 27 * 320
+    truth = air.c(APS, reference_time)
+    assert metrics.alignment_error(product.values["c"], truth) < 1e-5
+    # One path long before the reference time would be off by tens of degrees.
+    assert metrics.alignment_error(product.values["c"], air.c(APS, 10_000)) > 1e-2
+    expected = np.array([cfo["a"]] + [cfo["b"]] * 3 + [cfo["c"]] * 2) - cfo["a"]
+    np.testing.assert_allclose(product.values["frequency_hz"], expected, atol=0.2)
+
+
+def test_partial_sweep_recovers_c_too():
+    air, _, product = sweep(beam_sweep.rounds(3, beam_pairs=5))
+    assert metrics.alignment_error(product.values["c"], air.c(APS, 0)) < 1e-9
+
+
+def test_noise_variance_reported_is_that_of_the_estimates():
+    air, collector, _ = sweep(beam_sweep.rounds(3, passes=20), noise_var=0.01)
+    np.testing.assert_allclose(collector.sweep.noise_var, 0.01 * 6 / 64, rtol=0.1)
+
+
+def test_each_role_answers_only_in_its_slots():
+    schedule, layouts, roles = parts(beam_sweep.rounds(3))
+    for slot in schedule.slots:
+        sending = {node for node, role in roles.items() if role.transmit(slot, 0) is not None}
+        assert sending == set(slot.transmitters)
+    assert roles["a"].transmit(schedule.slots[0], 0).shape == (1, 320)
+    assert roles["u"].results([]) is None
+    roles["a"].update(Product("other", {}))
+
+
+def test_arguments_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="beam_pairs = 10"):
+        beam_sweep.rounds(3, beam_pairs=10)
+    with pytest.raises(ValueError, match="num_beams = 0"):
+        beam_sweep.rounds(0)
