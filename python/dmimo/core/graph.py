@@ -141,7 +141,8 @@ def choose_pairs(weights: ArrayLike, budget: int) -> NDArray:
     Greedy A-optimal design: minimises ``tr(L^+)``, the alignment-error bound for ``|c| = 1`` up to 1/M, one pair at a
     time. Adding a pair of weight w lowers the trace by ``w |L^+ (e_i - e_j)|^2 / (1 + w R_ij)`` with R the effective
     resistance (Sherman-Morrison). The start is the best of M + 1 spanning trees: the one of largest weight, and from
-    each node the tree of least resistance; so the result is connected for every allowed budget.
+    each node the tree of least resistance; so the result is connected for every allowed budget. At the end pairs are
+    exchanged as long as adding the best and removing the least useful one lowers the trace.
 
     Parameters
     ----------
@@ -162,16 +163,34 @@ def choose_pairs(weights: ArrayLike, budget: int) -> NDArray:
     require_connected(weights > 0)
     chosen = _best_tree(weights)
     pinv = laplacian_pinv(weights * chosen)
-    free = np.triu((weights > 0) & ~chosen, 1)
-    for _ in range(min(budget - (num_nodes - 1), int(free.sum()))):
-        square = pinv @ pinv
-        gain = weights * _spread(square) / (1.0 + weights * _spread(pinv))
-        i, j = np.unravel_index(np.where(free, gain, -1.0).argmax(), gain.shape)
-        column = pinv[:, i] - pinv[:, j]
-        pinv = pinv - weights[i, j] / (1.0 + weights[i, j] * (column[i] - column[j])) * np.outer(column, column)
-        chosen[i, j] = chosen[j, i] = True
-        free[i, j] = False
+    available = np.triu(weights > 0, 1)
+    for _ in range(min(budget, int(available.sum())) - (num_nodes - 1)):
+        edge, pinv = _best_change(weights, pinv, available & ~chosen, 1.0)
+        chosen[edge] = chosen[edge[::-1]] = True
+    # Exchanges: one pair too many, then out with the least useful one. Each round lowers the trace, so it ends.
+    while (available & ~chosen).any():
+        added, larger = _best_change(weights, pinv, available & ~chosen, 1.0)
+        removed, smaller = _best_change(weights, larger, available & chosen, -1.0)
+        if np.trace(smaller) > np.trace(pinv) * (1.0 - 1e-9):
+            break
+        chosen[added] = chosen[added[::-1]] = True
+        chosen[removed] = chosen[removed[::-1]] = False
+        pinv = smaller
     return chosen
+
+
+def _best_change(
+    weights: NDArray, pinv: NDArray, candidates: NDArray, sign: float
+) -> tuple[tuple[int, int], NDArray]:
+    """Pair (i, j) among the candidates that is best to add (sign +1) or remove (-1), and the pseudo-inverse then."""
+    w = sign * weights
+    # For a bridge 1 - w R is zero: its removal is infinitely bad.
+    remaining = np.maximum(1.0 + w * _spread(pinv), 1e-12)
+    gain = np.where(candidates, w * _spread(pinv @ pinv) / remaining, -np.inf)
+    i, j = np.unravel_index(gain.argmax(), gain.shape)
+    column = pinv[:, i] - pinv[:, j]
+    changed = pinv - w[i, j] / remaining[i, j] * np.outer(column, column)
+    return (int(i), int(j)), changed
 
 
 def _spread(a: NDArray) -> NDArray:
