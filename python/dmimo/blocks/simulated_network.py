@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The simulated network as a block: transmit streams of all ports in, receive streams of all ports out."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pmt
+from gnuradio import gr
+
+from ..simulation.network import Network
+from .guard import guarded
+from .timetags import RX_TIME, rate_ratio, sample_from_pmt, time_to_pmt
+
+_WORK_CALLED_PRODUCE = -2
+
+
+class _Slot(NamedTuple):
+    """A slot in progress: absolute first sample and length, beams (P,), and the nodes that lose it."""
+
+    start: int
+    num: int
+    beams: np.ndarray
+    lost: tuple[str, ...]
+
+
+class simulated_network(gr.basic_block):
+    """Connects the transmit streams of all ports of a network to their receive streams, in place of radios.
+
+    Slot-timed: when the streams begin with a `tx_time` tag, they consist of slots. On the first item of each, port 0 of
+    every node carries `tx_time` and `packet_len`, the same on all nodes, and every port may carry `beam`. The physics
+    is computed for that absolute time; contiguous slots are one continuous waveform, and a gap between them is silence.
+    Free-running: without tags, a continuous channel from sample 0.
+
+    Every output carries `rx_time` on its first item and after each discontinuity, as a USRP source does. A lost slot
+    (`Fault`) is missing from the outputs of its node except for its last sample, which carries the new `rx_time`.
+
+    Where paths have memory, free-running samples leave in whole blocks of `network.block_samples`.
+
+    Parameters
+    ----------
+    network : the physical model; ports in the order of its nodes. A network serves one block.
+    beams : beam of each port, (P,), where no tag says otherwise; all 0 by default.
+
+    Messages
+    --------
+    error : traceback of a failure; the block then ends its streams.
+    """
+
+    def __init__(self, network: Network, beams=None):
+        streams = [np.complex64] * network.num_ports
+        gr.basic_block.__init__(self, "simulated_network", streams, streams)
+        self.set_tag_propagation_policy(gr.TPP_DONT)
+        self.message_port_register_out(pmt.intern("error"))
+        self._network = network
+        self._rate = rate_ratio(network.samp_rate)
+        self._ports = [range(network.num_ports)[network.ports(name)] for name in network.names]
+        self.set_beams(np.zeros(network.num_ports, dtype=np.int64) if beams is None else beams)
+        self._reset()
+
+    def set_beams(self, beams) -> None:
+        """Set the beams of the ports, (P,), from the next call of `work` on."""
+        beams = np.array(beams, dtype=np.int64)
+        if beams.shape != (self._network.num_ports,):
+            raise ValueError(f"beams has shape {beams.shape}; it must be ({self._network.num_ports},)")
+        self._beams = beams
+
+    def start(self):
+        """Begin anew: item counters restart with every start of the flowgraph."""
+        self._reset()
+        return True
+
+    def _reset(self) -> None:
+        self._network.reset()
+        self._tagged: bool | None = None
+        self._slot: _Slot | None = None
+        self._next = 0  # absolute sample of the next input item
+        self._ready: np.ndarray | None = None  # received samples that have not left yet,
+        self._ready_from = 0  # the absolute sample of the first of them
+        self._timeless = set(range(len(self._ports)))  # nodes whose next output item needs an rx_time tag
+
+    def forecast(self, noutput_items, ninputs):
+        """Ask for a single item: a slot in flight must never wait for the next one."""
+        return [1 if self._ready is None else 0] * ninputs
+
+    @guarded
+    def general_work(self, input_items, output_items):
+        """Take what has come, slot by slot, and hand out what has been received."""
+        room, available = len(output_items[0]), min(map(len, input_items))
+        produced = [0] * len(output_items)
+        consumed = 0
+        if self._tagged is None and available:
+            self._tagged = self._is_tagged()
+        headers = self._headers(available) if self._tagged else None
+        while True:
+            self._deliver(output_items, produced, room)
+            if self._ready is not None or consumed == available:
+                break
+            consumed += self._step(input_items, consumed, available, headers)
+        self.consume_each(consumed)
+        if min(produced) == max(produced):
+            return produced[0]
+        for port, count in enumerate(produced):
+            self.produce(port, count)
+        return _WORK_CALLED_PRODUCE
+
+    def _step(self, input_items, first: int, available: int, headers) -> int:
+        """Feed the network items from `first` on, of one slot at most; return how many."""
+        if not self._tagged:
+            count, beams, final = available - first, self._beams, not self._network.has_memory
+        else:
+            if self._slot is None:
+                self._slot = self._begin_slot(first, headers)
+            slot = self._slot
+            left = slot.start + slot.num - self._next
+            count, beams = min(left, available - first), slot.beams
+            final = count == left
+            self._check_inside(first, count, headers)
+        items = [port[first : first + count] for port in input_items]
+        received = self._network.process(items, self._next, beams, final=final)
+        self._next += count
+        if received.shape[1]:
+            self._ready = received
+        elif self._tagged and final:
+            self._slot = None
+        return count
+
+    def _deliver(self, output_items, produced: list[int], room: int) -> None:
+        """Move samples that are ready to the outputs, as many as there is room for, with their times."""
+        if self._ready is None:
+            return
+        count = min(self._ready.shape[1], room - max(produced))
+        if count == 0:
+            return
+        slot, last = self._slot, None
+        if slot is not None and self._ready_from + count == slot.start + slot.num:
+            last = count - 1
+        for node, ports in enumerate(self._ports):
+            lost = slot is not None and self._network.names[node] in slot.lost
+            first = count if lost and last is None else last if lost else 0
+            if lost:
+                self._timeless.add(node)
+            if first < count and node in self._timeless:
+                self._timeless.discard(node)
+                time = time_to_pmt(self._ready_from + first, self._rate)
+                for port in ports:
+                    self.add_item_tag(port, self.nitems_written(port) + produced[port], RX_TIME, time)
+            for port in ports:
+                output_items[port][produced[port] : produced[port] + count - first] = self._ready[port, first:count]
+                produced[port] += count - first
+        self._ready_from += count
+        self._ready = self._ready[:, count:] if count < self._ready.shape[1] else None
+        if last is not None:
+            self._slot = None
+
+    # -- tags ---------------------------------------------------------------------------------------------------------
+
+    def _is_tagged(self) -> bool:
+        tagged = [bool(self.get_tags_in_window(ports[0], 0, 1, pmt.intern("tx_time"))) for ports in self._ports]
+        if any(tagged) and not all(tagged):
+            missing = [name for name, found in zip(self._network.names, tagged, strict=True) if not found]
+            raise ValueError(f"streams of {', '.join(missing)} begin without tx_time, those of other nodes with it")
+        return all(tagged)
+
+    def _headers(self, available: int) -> list[dict[int, dict[str, object]]]:
+        """Return, per node, the tags on port 0 among the items at hand: {relative offset: {key: value}}."""
+        headers = []
+        for ports in self._ports:
+            origin = self.nitems_read(ports[0])
+            found: dict[int, dict[str, object]] = {}
+            for tag in self.get_tags_in_window(ports[0], 0, available):
+                found.setdefault(tag.offset - origin, {})[pmt.symbol_to_string(tag.key)] = tag.value
+            headers.append(found)
+        return headers
+
+    def _begin_slot(self, at: int, headers) -> _Slot:
+        """Read the tags of the slot that begins at relative item `at`; all nodes must say the same."""
+        frames = []
+        for name, found in zip(self._network.names, headers, strict=True):
+            tags = found.get(at, {})
+            if "tx_time" not in tags or "packet_len" not in tags:
+                raise ValueError(f"node {name}: no tx_time and packet_len where its slot should begin (item {at})")
+            frames.append((sample_from_pmt(tags["tx_time"], self._rate), pmt.to_long(tags["packet_len"])))
+        start, num = frames[0]
+        odd = [f"{name} {frame}" for name, frame in zip(self._network.names, frames, strict=True) if frame != frames[0]]
+        if odd:
+            raise ValueError(
+                f"slots (first sample, length) differ: {self._network.names[0]} {frames[0]}, but {', '.join(odd)}"
+            )
+        if num < 1 or start < self._next:
+            raise ValueError(f"slot of {num} samples at {start}: must have samples, none before sample {self._next}")
+        if start != self._next:
+            self._timeless = set(range(len(self._ports)))
+        self._next = self._ready_from = start
+        return _Slot(start, num, self._slot_beams(at, headers), self._network.begin_slot(start, num))
+
+    def _slot_beams(self, at: int, headers) -> np.ndarray:
+        beams = self._beams.copy()
+        for ports, found in zip(self._ports, headers, strict=True):
+            if "beam" in found[at]:
+                beams[ports[0]] = pmt.to_long(found[at]["beam"])
+            for port in ports[1:]:
+                for tag in self.get_tags_in_window(port, at, at + 1, pmt.intern("beam")):
+                    beams[port] = pmt.to_long(tag.value)
+        return beams
+
+    def _check_inside(self, first: int, count: int, headers) -> None:
+        """Raise if a node begins another slot within the current one."""
+        begun = self._next != self._slot.start
+        for name, found in zip(self._network.names, headers, strict=True):
+            for at, tags in found.items():
+                if "tx_time" in tags and first + (not begun) <= at < first + count:
+                    raise ValueError(f"node {name}: a slot begins inside the one at sample {self._slot.start}")

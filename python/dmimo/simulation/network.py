@@ -1,0 +1,431 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The simulated network: what every port transmits in, what every port receives out."""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from .channel import Channel
+from .delays import HALF_WIDTH, shift_slowly
+from .faults import Fault
+from .hardware import amplify, quantise
+from .node import SimulatedNode
+from .noise import GRID, KeyedStream, polar_normal
+from .propagation import Propagation, Site
+
+__all__ = ["Network", "SimulatedNode"]
+
+_CHUNK_BLOCKS = 16  # blocks per pass: 4096 samples of 16 ports stay in the cache
+_NEVER = 1 << 62
+
+
+class Network:
+    """Physical model of a network of nodes, from transmitted to received samples.
+
+    Port p of node j transmits x_p, port q of node i receives
+
+        y_q(n + latency_samples) = r_q exp(-1j theta_i(n)) sum_p (h_qp * s_p)(n) + w_q
+        s_p = t_p exp(1j theta_j) f(x_p)
+
+    with the amplifier f, the synthesizer phases within t and r, h_qp = w_q^T H_ij w_p for the beams w of the two panels
+    (H_ji = H_ij^T), and noise w; the converter acts last. The latency only delays what is returned: samples n
+    of x and of y + latency belong to the same instant, for oscillators and beams alike.
+
+    All arithmetic runs on blocks of `block_samples` anchored at absolute sample 0, and everything random is a function
+    of absolute position: results depend neither on how the samples are cut into calls nor on what was asked before.
+
+    Parameters
+    ----------
+    nodes : the nodes; ports are numbered through in this order.
+    propagation : draws the antenna-domain channels.
+    samp_rate : samples per second.
+    seed : keys the receiver noise (oscillators and propagation have their own).
+    block_samples : a multiple of 256.
+    faults : `Fault`s to inject; they act in slots announced by `begin_slot`.
+
+    Attributes
+    ----------
+    latency_samples : constant delay of everything received, as in a radio's pipeline. 0 unless paths or clocks need
+        fractional (or negative) delays.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[SimulatedNode],
+        propagation: Propagation,
+        *,
+        samp_rate: float,
+        seed: int,
+        block_samples: int = 256,
+        faults: Sequence[Fault] = (),
+    ):
+        if block_samples < GRID or block_samples % GRID != 0:
+            raise ValueError(f"block_samples={block_samples} must be a multiple of {GRID}")
+        self.nodes, self.samp_rate, self.block_samples = tuple(nodes), samp_rate, block_samples
+        self.names = tuple(node.name for node in self.nodes)
+        if len(set(self.names)) != len(self.names) or not self.names:
+            raise ValueError(f"node names {self.names} must be distinct, and at least one")
+        propagation.check_names(self.names)
+        first = np.cumsum([0, *(node.num_ports for node in self.nodes)]).tolist()
+        self._slices = [slice(a, b) for a, b in itertools.pairwise(first)]
+        self.num_ports = first[-1]
+        self._ports_per_node = [node.num_ports for node in self.nodes]
+        self._num_beams = np.repeat([node.panel.num_beams for node in self.nodes], self._ports_per_node)
+        self._draw_channel(propagation)
+        self._rated = any(node.clock.rate != 1.0 for node in self.nodes)
+        self._clock_latency = HALF_WIDTH + max(n.clock.reach_samples for n in self.nodes) if self._rated else 0
+        self.latency_samples = self.channel.latency_samples + 2 * self._clock_latency
+        self._set_up_noise(seed)
+        self._set_up_faults(faults)
+        self._allocate()
+        self._flush(0)
+
+    def ports(self, name: str) -> slice:
+        """Return which of the network's ports belong to node `name`."""
+        return self._slices[self._index(name)]
+
+    def _index(self, name: str) -> int:
+        if name not in self.names:
+            raise ValueError(f"{name!r} is not a node of this network: {', '.join(self.names)}")
+        return self.names.index(name)
+
+    # -- set-up -------------------------------------------------------------------------------------------------------
+
+    def _draw_channel(self, propagation: Propagation) -> None:
+        nodes = self.nodes
+        sites = [Site(n.name, n.num_ports, n.panel.num_antennas, tuple(n.position_m)) for n in nodes]
+        pairs = [(i, j) for i in range(len(nodes)) for j in range(i + 1, len(nodes))]
+        self._paths = {(i, j): propagation.paths(sites[i], sites[j], self.samp_rate) for i, j in pairs}
+        offset = np.array([node.clock.offset_samples for node in nodes])
+        loop = np.array([node.clock.loop_delay_samples for node in nodes])
+        self._tx_gains = np.concatenate([n.tx_gains * np.exp(1j * n.oscillator.tx_phase) for n in nodes])
+        self._rx_gains = np.concatenate([n.rx_gains * np.exp(-1j * n.oscillator.rx_phase) for n in nodes])
+        self.channel = Channel(
+            [n.panel for n in nodes],
+            self._ports_per_node,
+            self._paths,
+            (offset + loop)[None, :] - offset[:, None],
+            self._tx_gains,
+            self._rx_gains,
+            self.block_samples,
+        )
+
+    def _set_up_noise(self, seed: int) -> None:
+        variance = np.concatenate([np.broadcast_to(np.asarray(n.noise_var, float), n.num_ports) for n in self.nodes])
+        self._noisy = np.flatnonzero(variance > 0.0)
+        self._noise_var = variance[self._noisy, None, None].astype(np.float32)
+        keys = [(node.name, port) for node in self.nodes for port in range(node.num_ports)]
+        self._noise = [KeyedStream(seed, "noise", keys[p]) for p in self._noisy]
+
+    def _set_up_faults(self, faults: Sequence[Fault]) -> None:
+        self._faults = [fault for fault in faults if fault.is_physical]
+        for fault in self._faults:
+            num_ports = self.nodes[self._index(fault.node)].num_ports
+            if not 0 <= fault.port < num_ports:
+                raise ValueError(f"{fault}: port must be within 0 ... {num_ports - 1}")
+        self._slots = 0
+        self._dead_from = np.full(self.num_ports, _NEVER)
+        self._nans: list[tuple[int, int]] = []
+
+    def _allocate(self) -> None:
+        """Make the work space; `_s` and `_turn` begin with num_taps - 1 and latency columns of earlier blocks."""
+        num = _CHUNK_BLOCKS * self.block_samples
+        self._past = self.channel.num_taps - 1
+        self._x = np.zeros((self.num_ports, num), dtype=np.complex64)
+        self._s = np.zeros((self.num_ports, self._past + num), dtype=np.complex64)
+        self._y = np.zeros((self.num_ports, num), dtype=np.complex64)
+        self._bits = np.empty((len(self._noisy), num), dtype=np.uint64)
+        self._moving = [i for i, node in enumerate(self.nodes) if not node.oscillator.is_still]
+        self._compressed = [i for i, node in enumerate(self.nodes) if node.compression is not None]
+        if self._moving:
+            self._phase = np.zeros((len(self.nodes), num), dtype=np.float32)
+            self._turn = np.ones((len(self.nodes), self.latency_samples + num), dtype=np.complex64)
+        if self._rated:
+            reach = 2 * (self._clock_latency + HALF_WIDTH)
+            self._before_tx, self._before_rx = np.zeros((2, self.num_ports, reach + num), dtype=np.complex64)
+
+    @property
+    def has_memory(self) -> bool:
+        """Return whether what is received depends on earlier samples, so that blocks must be whole."""
+        return self.channel.has_memory or self._rated
+
+    def reset(self) -> None:
+        """Forget the past waveform; slots go on being counted."""
+        self._flush(0)
+
+    def _flush(self, start: int) -> None:
+        """Forget the past: the next sample is `start`, before it was silence."""
+        if start < 0:
+            raise ValueError(f"start={start} must not be negative: time is counted from the epoch")
+        self._base = start // self.block_samples * self.block_samples  # absolute sample of the next block
+        self._filled = self._emitted = start - self._base
+        self._x[:, : self._filled] = 0
+        self._s[:, : self._past] = 0
+        if self._rated:
+            self._before_tx[:] = self._before_rx[:] = 0
+        self._segments: list[tuple[int, np.ndarray]] = []
+
+    # -- samples ------------------------------------------------------------------------------------------------------
+
+    def begin_slot(self, start: int, num: int) -> tuple[str, ...]:
+        """Count a slot of `num` samples from absolute sample `start`; return the nodes that lose what they receive.
+
+        Only faults need this. Call it before the slot's samples are processed.
+        """
+        slot, self._slots = self._slots, self._slots + 1
+        lost = []
+        for fault in self._faults:
+            if not fault.hits(slot):
+                continue
+            port = self.ports(fault.node).start + fault.port
+            if fault.kind == "lost_slot":
+                lost.append(fault.node)
+            elif fault.kind == "dead_port":
+                self._dead_from[port] = min(self._dead_from[port], start)
+            else:
+                self._nans.append((port, start + num // 2))
+        return tuple(lost)
+
+    def process(
+        self, x: np.ndarray | Sequence[np.ndarray], start: int, beams: np.ndarray, *, final: bool
+    ) -> np.ndarray:
+        """Return what all ports receive, complex64 (P, samples now available).
+
+        Samples that continue the previous call belong to the same waveform; a jump of `start` forgets the past.
+        Only whole blocks are computed and returned, and with `final` what has come of the last one, as if silence
+        followed; if samples do follow, the block is computed again with them, for the samples still to be returned.
+
+        Parameters
+        ----------
+        x : complex (P, n), or P rows: transmitted from absolute sample `start` on.
+        start : absolute index of the first sample.
+        beams : int (P,), beam of each port in these samples, for transmitting and receiving.
+        final : whether to return the samples of an incomplete last block too (end of a slot).
+        """
+        if len(x) != self.num_ports:
+            raise ValueError(f"x has {len(x)} rows; the network has {self.num_ports} ports")
+        if start != self._base + self._filled:
+            self._flush(start)
+        self._switch_beams(start, beams)
+        num, size = len(x[0]), self.block_samples
+        out = np.empty((self.num_ports, self._filled - self._emitted + num), dtype=np.complex64)
+        taken = written = 0
+        while True:
+            count = min(num - taken, self._x.shape[1] - self._filled)
+            self._take(x, taken, count)
+            taken += count
+            whole = self._filled // size * size
+            end = self._filled if final and taken == num else whole
+            if end > self._emitted:
+                y = self._compute(-(-end // size) * size)[:, self._emitted : end]
+                out[:, written : written + y.shape[1]] = y
+                written, self._emitted = written + y.shape[1], end
+            if whole:
+                self._commit(whole)
+            if taken == num:
+                return out[:, :written]
+
+    def _take(self, x: np.ndarray | Sequence[np.ndarray], first: int, count: int) -> None:
+        """Append samples first ... first + count - 1 of every row of x to the input buffer."""
+        at = self._filled
+        for row, samples in zip(self._x, x, strict=True):
+            row[at : at + count] = samples[first : first + count]
+        self._filled += count
+        for port in np.flatnonzero(self._dead_from < self._base + self._filled):
+            self._x[port, max(at, int(self._dead_from[port]) - self._base) : self._filled] = 0
+
+    def _switch_beams(self, start: int, beams: np.ndarray) -> None:
+        beams = np.asarray(beams, dtype=np.int64)
+        if self._segments and np.array_equal(self._segments[-1][1], beams):
+            return
+        if beams.shape != (self.num_ports,):
+            raise ValueError(f"beams has shape {beams.shape}, not ({self.num_ports},)")
+        if np.any(beams < 0) or np.any(beams >= self._num_beams):
+            port = int(np.flatnonzero((beams < 0) | (beams >= self._num_beams))[0])
+            name = np.repeat(self.names, self._ports_per_node)[port]
+            raise ValueError(f"beam {beams[port]} of node {name} must be within 0 ... {self._num_beams[port] - 1}")
+        self._segments.append((start if self._segments else -_NEVER, beams.copy()))
+
+    def _compute(self, num: int) -> np.ndarray:
+        """Return what is received in the next `num` samples (whole blocks); silence follows what has been taken."""
+        self._x[:, self._filled : num] = 0
+        if self._moving:
+            self._oscillate(num)
+        signal = self._transmit(num)
+        if self._rated:
+            signal[:] = self._run_clocks(self._before_tx, signal, receive=False)
+        y = self._y[:, :num]
+        self._propagate(signal, y)
+        if self._rated:
+            y[:] = self._run_clocks(self._before_rx, y, receive=True)
+        if self._moving:
+            np.multiply(y, self._per_port(np.conjugate(self._turn[:, :num])), out=y)
+        self._receive(y)
+        return y
+
+    def _oscillate(self, num: int) -> None:
+        """Write exp(1j theta) of every node for the next `num` samples."""
+        phase = self._phase[:, :num]
+        for i in self._moving:
+            base, rest = self.nodes[i].oscillator.grid_phase(self._base // GRID, num // GRID)
+            base = np.remainder(base + np.pi, 2 * np.pi) - np.pi  # float32 is precise near 0
+            np.add(rest, base.astype(np.float32)[:, None], out=phase[i].reshape(-1, GRID))
+        turn = self._turn[:, self.latency_samples : self.latency_samples + num]
+        np.cos(phase, out=turn.real)
+        np.sin(phase, out=turn.imag)
+
+    def _per_port(self, turn: np.ndarray) -> np.ndarray:
+        return turn if len(turn) == self.num_ports else np.repeat(turn, self._ports_per_node, axis=0)
+
+    def _transmit(self, num: int) -> np.ndarray:
+        """Return what leaves the mixers, complex64 (P, num), except for the gains t, which are in the channel."""
+        x, signal = self._x[:, :num], self._s[:, self._past : self._past + num]
+        if not (self._moving or self._compressed or self._past or self._rated):
+            return x
+        if self._compressed or not self._moving:
+            signal[:] = x
+            x = signal
+        for i in self._compressed:
+            rows = self._slices[i]
+            signal[rows] = amplify(signal[rows], self.nodes[i].compression)
+        if self._moving:
+            turn = self._turn[:, self.latency_samples : self.latency_samples + num]
+            np.multiply(x, self._per_port(turn), out=signal)
+        return signal
+
+    def _run_clocks(self, buffer: np.ndarray, x: np.ndarray, *, receive: bool) -> np.ndarray:
+        """Return x (P, num) as the nodes' sample clocks stretch it; `buffer` begins with what came before x."""
+        past, num, size = buffer.shape[1] - self._x.shape[1], x.shape[1], self.block_samples
+        buffer[:, past : past + num] = x
+        out = np.empty_like(x)
+        lag = self.latency_samples if receive else self._clock_latency
+        for node, rows in zip(self.nodes, self._slices, strict=True):
+            shift = node.clock.rx_delay if receive else node.clock.tx_delay
+            for first in range(0, num, size):
+                start = self._base + first - lag
+                delays = [shift(start), shift(start + size)]
+                if max(map(abs, delays)) > node.clock.reach_samples:
+                    raise ValueError(
+                        f"the clock of node {node.name} (rate={node.clock.rate}) is {delays[1]:.1f} samples off at "
+                        f"sample {start}: more than reach_samples={node.clock.reach_samples}"
+                    )
+                window = buffer[rows, first : first + past + size]
+                early, late = (self._clock_latency + d for d in delays)
+                out[rows, first : first + size] = shift_slowly(window, early, late, size)
+        return out
+
+    def _propagate(self, signal: np.ndarray, y: np.ndarray) -> None:
+        """Write the channel's output for `signal` (P, num) to y; receive gains included."""
+        channel, num, size = self.channel, signal.shape[1], self.block_samples
+        if len(self._segments) == 1 and not channel.has_memory:
+            beams = self._segments[0][1]
+            channel.flat(channel.matrix(beams, beams), signal, y)
+            return
+        for first in range(0, num, size):
+            start, out = self._base + first, y[:, first : first + size]
+            window = signal[:, first : first + size]
+            if channel.has_memory:
+                window = self._s[:, first : first + self._past + size]
+            received = list(self._overlaps(start, start + size, self.latency_samples - self._clock_latency))
+            sent = list(self._overlaps(start - self._past, start + size, self._clock_latency))
+            for a, b, rx_beams in received:
+                total = 0
+                for c, d, tx_beams in sent:
+                    part = window
+                    if len(sent) > 1:
+                        part = np.zeros_like(window)
+                        part[:, c:d] = window[:, c:d]
+                    total = total + channel.block(channel.matrix(rx_beams, tx_beams), part)
+                out[:, a:b] = total[:, a:b]
+
+    def _overlaps(self, first: int, last: int, delay: int):
+        """Yield (from, to, beams) of each stretch of constant beams, `delay` later, relative to sample `first`."""
+        ends = [start for start, _ in self._segments[1:]] + [_NEVER]
+        for (start, beams), end in zip(self._segments, ends, strict=True):
+            a, b = max(start + delay, first), min(end + delay, last)
+            if a < b:
+                yield a - first, b - first, beams
+
+    def _receive(self, y: np.ndarray) -> None:
+        """Add to y (P, num) what the receivers do: dead ports, noise, converters, faults."""
+        num = y.shape[1]
+        for port in np.flatnonzero(self._dead_from < self._base + num):
+            y[port, max(0, int(self._dead_from[port]) - self._base) :] = 0
+        if self._noise:
+            for stream, bits in zip(self._noise, self._bits, strict=True):
+                bits[:num] = stream.words(self._base, num)
+            radius, angle = polar_normal(self._bits[:, :num].reshape(-1, num // GRID, GRID), self._noise_var)
+            parts = y.view(np.float32).reshape(self.num_ports, num // GRID, GRID, 2)
+            noisy = slice(None) if len(self._noisy) == self.num_ports else self._noisy
+            parts[noisy, ..., 0] += radius * np.cos(angle)
+            parts[noisy, ..., 1] += radius * np.sin(angle)
+        for node, rows in zip(self.nodes, self._slices, strict=True):
+            if node.adc is not None:
+                y[rows] = quantise(y[rows], *node.adc)
+        for port, sample in self._nans:
+            if 0 <= sample - self._base < num:
+                y[port, sample - self._base] = np.nan
+
+    def _commit(self, num: int) -> None:
+        """Move on by `num` samples (whole blocks, computed): keep only what later blocks need."""
+        self._s[:, : self._past] = self._s[:, num : num + self._past]
+        if self._moving:
+            self._turn[:, : self.latency_samples] = self._turn[:, num : num + self.latency_samples]
+        if self._rated:
+            for buffer in (self._before_tx, self._before_rx):
+                past = buffer.shape[1] - self._x.shape[1]
+                buffer[:, :past] = buffer[:, num : num + past]
+        rest = self._filled - num
+        self._x[:, :rest] = self._x[:, num : self._filled]
+        self._base, self._filled, self._emitted = self._base + num, rest, max(0, self._emitted - num)
+        oldest = self._base - self._past - self.latency_samples
+        while len(self._segments) > 1 and self._segments[1][0] <= oldest:
+            del self._segments[0]
+        if self._nans:
+            self._nans = [nan for nan in self._nans if nan[1] >= self._base]
+
+    # -- truth --------------------------------------------------------------------------------------------------------
+
+    def true_calibration(self, sample: int, subcarriers_hz: np.ndarray | None = None) -> np.ndarray:
+        """Return c = t / r of all ports, not normalised, at absolute sample `sample`.
+
+        complex128 (P,), or (P, F) at baseband frequencies `subcarriers_hz` (F,): clocks and loop delays turn c with
+        frequency (see `Clock`). Receive phases are those of the same instant, `latency_samples` later in the output.
+        """
+        phase = np.repeat([self._theta(i, sample) for i in range(len(self.nodes))], self._ports_per_node)
+        c = self._tx_gains / self._rx_gains * np.exp(2j * phase)
+        if subcarriers_hz is None:
+            return c
+        clocks = [node.clock for node in self.nodes]
+        delay = [2 * (k.offset_samples + k.displacement(sample)) + k.loop_delay_samples for k in clocks]
+        cycles = np.asarray(subcarriers_hz) / self.samp_rate
+        return c[:, None] * np.exp(-2j * np.pi * np.multiply.outer(np.repeat(delay, self._ports_per_node), cycles))
+
+    def _theta(self, node: int, sample: int) -> float:
+        return float(self.nodes[node].oscillator.phase(sample, 1)[0])
+
+    def true_channel(
+        self, rx: str, tx: str, beams: np.ndarray, sample: int, subcarriers_hz: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return r h t between the ports of two nodes at absolute sample `sample`, straight from the model.
+
+        complex128 (ports of rx, ports of tx), at band centre, or (..., F) at `subcarriers_hz`; `beams` (P,) as in
+        `process`. True delays are in it, `latency_samples` is not.
+        """
+        i, j = self._index(rx), self._index(tx)
+        if i == j:
+            return np.zeros((self._ports_per_node[i],) * 2 + np.shape(subcarriers_hz), dtype=np.complex128)
+        paths = self._paths[i, j] if i < j else self._paths[j, i].transposed()
+        beams, here, there = np.asarray(beams), self._slices[i], self._slices[j]
+        w_rx = self.nodes[i].panel.codebook[:, beams[here]]
+        w_tx = self.nodes[j].panel.codebook[:, beams[there]]
+        gains = np.einsum("paqbk,ap,bq->pqk", paths.gains, w_rx, w_tx)
+        gains *= self._rx_gains[here, None, None] * self._tx_gains[there, None]
+        gains *= np.exp(1j * (self._theta(j, sample) - self._theta(i, sample)))
+        a, b = self.nodes[i].clock, self.nodes[j].clock
+        late = b.offset_samples + b.displacement(sample) + b.loop_delay_samples
+        late -= a.offset_samples + a.displacement(sample)
+        cycles = np.asarray(0.0 if subcarriers_hz is None else subcarriers_hz) / self.samp_rate
+        turns = np.multiply.outer(paths.delays_samples + late, cycles)
+        return np.tensordot(gains, np.exp(-2j * np.pi * turns), axes=1)

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The oscillators and sample clocks of the nodes as functions of absolute time."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .noise import GRID, KeyedStream, polar_normal, seed_words, standard_normal
+
+_LEVELS = 6  # 256^(6 + 1) samples: two thousand years at 1 MS/s
+_NUM_SINUSOIDS = 16
+_RAMP = (np.arange(GRID) / GRID).astype(np.float32)
+
+
+class WienerPath:
+    """A Wiener process W on the integers with random access: W(n) does not depend on the calls made before.
+
+    Levy's construction with 256-fold refinement: level l holds W at the multiples of 256^l; between two neighbours lies
+    a Brownian bridge whose random numbers are keyed by (level, position). A value anywhere costs one bridge per level,
+    the next values in order cost almost none.
+
+    Parameters
+    ----------
+    key : names the path; different keys give independent paths.
+    variance : E (W(n + 1) - W(n))^2.
+    """
+
+    def __init__(self, key: object, variance: float):
+        self.variance = variance
+        self._streams = [KeyedStream(key, "wiener", level) for level in range(_LEVELS + 1)]
+        self._nodes: dict[int, tuple[int, np.ndarray]] = {}
+
+    def _node(self, level: int, index: int) -> np.ndarray:
+        """Return W at the 257 points n = (256 index + k) 256^level, k = 0 ... 256."""
+        cached = self._nodes.get(level)
+        if cached is not None and cached[0] == index:
+            return cached[1]
+        steps = standard_normal(self._streams[level].words(index * GRID, GRID)) * np.sqrt(self.variance * GRID**level)
+        values = np.concatenate([[0.0], np.cumsum(steps)])
+        if level < _LEVELS:
+            parent, k = self._node(level + 1, index // GRID), index % GRID
+            values += parent[k] + np.arange(GRID + 1) / GRID * (parent[k + 1] - parent[k] - values[-1])
+        elif index != 0:
+            raise ValueError(f"sample index beyond {GRID ** (_LEVELS + 1)}")
+        self._nodes[level] = (index, values)
+        return values
+
+    def borders(self, first: int, num: int) -> np.ndarray:
+        """Return W(256 m) for m = first ... first + num - 1, float64 (num,)."""
+        parts = []
+        while num > 0:
+            index, k = divmod(first, GRID)
+            count = min(num, GRID - k)
+            parts.append(self._node(1, index)[k : k + count])
+            first, num = first + count, num - count
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def bridges(self, first: int, borders: np.ndarray) -> np.ndarray:
+        """Return W(256 m + k) - W(256 m), float32 (num, 256), for m = first ..., given the num + 1 `borders`."""
+        num = len(borders) - 1
+        words = self._streams[0].words(first * (GRID // 2), num * (GRID // 2)).reshape(num, GRID // 2)
+        radius, angle = polar_normal(words, 2.0 * self.variance)
+        steps = np.empty((num, GRID), dtype=np.float32)
+        np.multiply(radius, np.cos(angle), out=steps[:, : GRID // 2])
+        np.multiply(radius, np.sin(angle), out=steps[:, GRID // 2 :])
+        walk = np.zeros((num, GRID), dtype=np.float32)
+        np.cumsum(steps[:, :-1], axis=-1, out=walk[:, 1:])
+        walk += np.subtract(np.diff(borders), walk[:, -1] + steps[:, -1], dtype=np.float32)[:, None] * _RAMP
+        return walk
+
+
+class Oscillator:
+    """The local oscillator of a node: theta(n) = 2 pi f_cfo n / f_s + drift(n) + Wiener phase noise.
+
+    Transmit chains multiply by exp(+1j (theta + tx_phase)), receive chains by exp(-1j (theta + rx_phase)). The three
+    parts are functions of absolute time: reading theta hours later costs the same and does not depend on earlier reads.
+
+    * Carrier frequency offset: counted in units of 2^-64 turns per sample, so the phase is exact for every n.
+    * Drift: a frequency wander with rms `drift_hz` and about the spectrum of an Ornstein-Uhlenbeck process with time
+      constant T = `drift_period_s`, 1 / (1 + (2 pi f T)^2): equal-power sinusoids whose frequencies are stratified
+      quantiles of that spectrum. Linear in time within each 256 samples.
+    * Phase noise: increments of variance 2 pi linewidth_hz / samp_rate per sample (Lorentzian line of that full width).
+
+    The node's clock is not applied to theta: n counts the node's own samples.
+
+    Parameters
+    ----------
+    samp_rate : samples per second.
+    seed_key : names the random processes, e.g. (seed, node name); different keys are independent.
+    cfo_hz, linewidth_hz, drift_hz, drift_period_s : as above.
+    tx_phase, rx_phase : synthesizer phases [rad], constant within an epoch; added by the network, not by `phase`.
+    """
+
+    def __init__(
+        self,
+        *,
+        samp_rate: float,
+        seed_key: object,
+        cfo_hz: float = 0.0,
+        linewidth_hz: float = 0.0,
+        drift_hz: float = 0.0,
+        drift_period_s: float = 100.0,
+        tx_phase: float = 0.0,
+        rx_phase: float = 0.0,
+    ):
+        if not samp_rate > 0.0 or not drift_period_s > 0.0:
+            raise ValueError(f"samp_rate={samp_rate} and drift_period_s={drift_period_s} must be positive")
+        if not linewidth_hz >= 0.0 or not drift_hz >= 0.0:
+            raise ValueError(f"linewidth_hz={linewidth_hz} and drift_hz={drift_hz} must not be negative")
+        self.samp_rate, self.cfo_hz, self.tx_phase, self.rx_phase = samp_rate, cfo_hz, tx_phase, rx_phase
+        turns = round(cfo_hz / samp_rate * 2.0**64) % 2**64
+        self._turns = np.uint64(turns)
+        table = (np.arange(GRID, dtype=np.uint64) * self._turns).view(np.int64) * (2 * np.pi * 2.0**-64)
+        self._ramp = table.astype(np.float32)  # CFO phase within a grid block, in [-pi, pi)
+        self._wiener = WienerPath(seed_key, 2 * np.pi * linewidth_hz / samp_rate) if linewidth_hz > 0.0 else None
+        self._drift = _drift_sinusoids(seed_key, drift_hz, drift_period_s) if drift_hz > 0.0 else None
+        self.is_still = turns == 0 and self._wiener is None and self._drift is None
+
+    def _drift_phase(self, borders: np.ndarray) -> np.ndarray:
+        amplitude, frequency_hz, start = self._drift
+        turns = np.multiply.outer(borders * (GRID / self.samp_rate), frequency_hz)
+        return (np.sin(2 * np.pi * turns + start) - np.sin(start)) @ amplitude
+
+    def grid_phase(self, first: int, num: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return theta on grid blocks first ... as base, float64 (num,), plus rest, float32 (num, 256)."""
+        block = np.arange(first, first + num, dtype=np.uint64)
+        base = (block * np.uint64(GRID) * self._turns).view(np.int64) * (2 * np.pi * 2.0**-64)
+        rest = np.broadcast_to(self._ramp, (num, GRID))
+        if self._wiener is not None:
+            borders = self._wiener.borders(first, num + 1)
+            base = base + borders[:-1]
+            rest = self._wiener.bridges(first, borders) + self._ramp
+        if self._drift is not None:
+            # One border at a time: a matrix product's rounding may depend on how many there are.
+            drift = np.array([self._drift_phase(np.float64(m)) for m in range(first, first + num + 1)])
+            base = base + drift[:-1]
+            rest = rest + np.diff(drift).astype(np.float32)[:, None] * _RAMP
+        return base, rest
+
+    def phase(self, start: int, num: int) -> np.ndarray:
+        """Return theta [rad], modulo 2 pi, at samples `start` ... `start + num - 1`, float64 (num,)."""
+        if start < 0:
+            raise ValueError(f"start={start} must not be negative: time is counted from the epoch")
+        first = start // GRID
+        base, rest = self.grid_phase(first, -(-(start + num) // GRID) - first)
+        theta = (base[:, None] + rest).reshape(-1)
+        return theta[start - first * GRID :][:num]
+
+
+def _drift_sinusoids(seed_key: object, drift_hz: float, drift_period_s: float):
+    """Return phase amplitudes [rad], frequencies [Hz] and start phases [rad] of the drift's sinusoids."""
+    rng = np.random.default_rng(seed_words(seed_key, "drift"))
+    quantile = (np.arange(_NUM_SINUSOIDS) + rng.uniform(0.05, 0.95, _NUM_SINUSOIDS)) / _NUM_SINUSOIDS
+    frequency_hz = np.tan(np.pi / 2 * quantile) / (2 * np.pi * drift_period_s)
+    amplitude = drift_hz * np.sqrt(2.0 / _NUM_SINUSOIDS) / frequency_hz
+    return amplitude, frequency_hz, rng.uniform(-np.pi, np.pi, _NUM_SINUSOIDS)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The node's sample clock: its sample n is converted at network time offset_samples + n / rate [nominal samples].
+
+    A positive offset means that the node is late, in both directions: it transmits its samples later and receives
+    signals at a smaller index. rate > 1 is a fast clock. `loop_delay_samples` is the delay of the transmit chain
+    relative to the receive chain, put entirely into transmit. Hence at baseband frequency f [cycles per sample]
+    t carries exp(-2j pi f (offset + loop_delay)), r exp(+2j pi f offset), and c = t / r carries
+    exp(-2j pi f (2 offset + loop_delay)).
+
+    reach_samples : how far a clock with rate != 1 may run away from nominal time, either way, before the network
+        refuses to go on; it costs that much latency.
+    """
+
+    offset_samples: float = 0.0
+    rate: float = 1.0
+    loop_delay_samples: float = 0.0
+    reach_samples: int = 8
+
+    def __post_init__(self):
+        if not abs(self.rate - 1.0) <= 1e-3:
+            raise ValueError(f"rate={self.rate} must be within 1e-3 of 1")
+        if self.reach_samples < 0:
+            raise ValueError(f"reach_samples={self.reach_samples} must not be negative")
+
+    def displacement(self, sample: float) -> float:
+        """Return how much later than nominal the node converts its sample `sample` because of its rate [samples]."""
+        return sample * (1.0 / self.rate - 1.0)
+
+    def tx_delay(self, sample: float) -> float:
+        """Return by how much what leaves at network time `sample` is older, in the node's samples (rate only)."""
+        return sample * (1.0 - self.rate)
+
+    def rx_delay(self, sample: float) -> float:
+        """Return by how much the node's sample `sample` is older than that index in network time (rate only)."""
+        return -self.displacement(sample)
