@@ -237,6 +237,10 @@ def test_first_of_several_mistakes_is_reported():
     assert failure(WHOLE.replace("passes: 2", "passes: 0").replace("seed: 7", "seed: x")).startswith("bed.yml:3: seed")
 
 
+def test_misspelt_key_is_reported_rather_than_the_key_it_leaves_missing():
+    assert "bed.yml:2: nodse: unknown key; did you mean nodes?" in failure(SMALL.replace("nodes", "nodse"))
+
+
 def test_smallest_slot_that_holds_the_symbols_is_accepted():
     bed = testbed.parse(WHOLE.replace("slot_samples: 1024", "slot_samples: 368"))
     assert bed.slots.slot_samples == 16 + 2 * (32 + 128) + 32

@@ -48,7 +48,7 @@ def _validator() -> jsonschema.Draft202012Validator:
 
 
 def check_schema(document: Document) -> None:
-    """Raise TestbedError for the first line of the document that the schema does not allow."""
+    """Raise TestbedError for the first thing in the document that the schema does not allow."""
     data = document.data
     if isinstance(data, Mapping) and "version" in data and data["version"] != 1:
         raise document.error(("version",), f"value {show(data['version'])}: unknown format version; allowed: 1")
@@ -71,8 +71,11 @@ def _scalars(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
         yield path, value
 
 
-def _schema_error(document: Document, error: jsonschema.ValidationError) -> tuple[int, TestbedError]:
-    """Return the line and the one-line form of a schema violation."""
+def _schema_error(document: Document, error: jsonschema.ValidationError) -> tuple[tuple[bool, int], TestbedError]:
+    """Return the rank and the one-line form of a schema violation.
+
+    They rank by line, but missing keys come last: a misspelt key is the better explanation of one.
+    """
     path: KeyPath = tuple(error.absolute_path)
     if error.validator == "additionalProperties":
         path, problem = _unknown_key(document, path, error)
@@ -81,7 +84,7 @@ def _schema_error(document: Document, error: jsonschema.ValidationError) -> tupl
         problem = f"required key missing: {', '.join(missing)}"
     else:
         problem = f"value {show(error.instance)}: {_requirement(path, error)}"
-    return document.line(path), document.error(path, problem)
+    return (error.validator == "required", document.line(path)), document.error(path, problem)
 
 
 def _unknown_key(document: Document, path: KeyPath, error: jsonschema.ValidationError) -> tuple[KeyPath, str]:
