@@ -224,7 +224,7 @@ def test_mistake_is_named_with_line_key_value_and_what_is_allowed(old, new, line
         ("# nothing\n", "bed.yml:1: the file is empty"),
         ("42\n", "bed.yml:1: value 42: must be a mapping"),
         ("version: 1\n", "bed.yml:1: required key missing: nodes"),
-        ("nodes: []\n", "bed.yml:1: required key missing: version"),
+        ("nodes: [{name: a}, {name: b}]\n", "bed.yml:1: required key missing: version"),
         ("[" * 5000, "bed.yml:1: nested too deeply"),
         ("- &a [" + "1," * 999 + "]\n- &b [" + "*a," * 999 + "]\n", "more than 200000 values"),
     ],
