@@ -94,9 +94,8 @@ def _unknown_key(document: Document, path: KeyPath, error: jsonschema.Validation
         return (*path, bad), 'must name two nodes, as in "ap1-ap2"'
     unknown = [key for key in error.instance if key not in known]
     key = min(unknown, key=lambda key: document.line((*path, key)))
-    unused = [name for name in known if name not in error.instance]
-    missing = [name for name in unused if name in error.schema.get("required", ())]
-    close = difflib.get_close_matches(key, missing, n=1) or difflib.get_close_matches(key, unused, n=1)
+    missing = [name for name in error.schema.get("required", ()) if name not in error.instance]
+    close = difflib.get_close_matches(key, missing, n=1) or difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     return (*path, key), f"unknown key; {hint}allowed: {', '.join(known)}"
 
