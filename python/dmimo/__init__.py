@@ -10,7 +10,19 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 # Each block is a class of the same name in gnuradio.dmimo.blocks.<name>.
-_BLOCKS = ()
+_BLOCKS = (
+    "burst_receiver",
+    "burst_transmitter",
+    "calibrator",
+    "channel_estimator",
+    "node",
+    "pilot_source",
+    "precoder",
+    "role",
+    "simulated_network",
+    "slot_scheduler",
+    "verifier",
+)
 
 __all__ = ["__version__", *_BLOCKS]
 

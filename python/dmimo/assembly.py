@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From a testbed file to what a run is made of: schedule, roles, collectors, and the simulated network.
+
+Needs no GNU Radio; the flowgraph and the blocks of a GRC user are built from the same `Assembly`.
+"""
+
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from . import __version__, testbed
+from .core import metrics, waveforms
+from .core.sweep_calibration import SweepCalibration
+from .protocols import beam_sweep, verification
+from .protocols.slots import Role, Schedule, build_schedule
+from .records import CalibrationRecord
+from .simulation.faults import Fault
+from .simulation.hardware import Panel, draw_gains
+from .simulation.network import Network, SimulatedNode
+from .simulation.oscillators import Clock, Oscillator
+from .simulation.propagation import Geometric, Rayleigh
+
+WINDOW_ADVANCE = 4  # the receive window opens a quarter of the prefix early: clocks may be late by as much
+
+
+class Assembly:
+    """Everything that follows from a testbed.
+
+    Parameters
+    ----------
+    bed : Testbed
+    verify : bool
+        Whether the verification follows the calibration (needs a `verification` section).
+    """
+
+    def __init__(self, bed: testbed.Testbed, verify: bool = True):
+        self.testbed = bed
+        self.verifies = verify and bed.verification is not None
+        self.port_names = testbed.port_names(bed)
+        self._nodes = {node.name: node for node in bed.nodes}
+        self._aps = tuple(ap.name for ap in bed.aps)
+
+    @classmethod
+    def load(cls, path: str | Path, seed: int | None = None, verify: bool = True) -> "Assembly":
+        """Assembly of a testbed file, with another seed where one is given."""
+        bed = testbed.load(path)
+        return cls(bed if seed is None else replace(bed, seed=seed), verify)
+
+    @cached_property
+    def symbol(self) -> waveforms.SoundingSymbol:
+        """The sounding symbol of all slots."""
+        slots = self.testbed.slots
+        return waveforms.SoundingSymbol(slots.pilot_samples, slots.num_subcarriers, slots.prefix_samples)
+
+    def layout(self, num_ports: int) -> waveforms.SlotLayout:
+        """Where the symbols of so many ports lie in a slot."""
+        slots = self.testbed.slots
+        advance = slots.prefix_samples // WINDOW_ADVANCE
+        return waveforms.SlotLayout(slots.slot_samples, slots.lead_samples, self.symbol, num_ports, advance)
+
+    @cached_property
+    def layouts(self) -> dict[str, waveforms.SlotLayout]:
+        """Layout of each AP's sounding, in the order of the calibration's ports."""
+        return {name: self.layout(self._nodes[name].num_ports) for name in self._aps}
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """Rounds of the beam sweep."""
+        most = max(len(self._nodes[name].panel.beams) for name in self._aps)
+        sweep = self.testbed.beam_sweep
+        return beam_sweep.rounds(most, beam_pairs=sweep.beams, passes=sweep.passes)
+
+    @cached_property
+    def plan(self) -> verification.Plan | None:
+        """Plan of the verification."""
+        if not self.verifies:
+            return None
+        bed = self.testbed
+        settings = bed.verification
+        return verification.Plan(
+            nodes=tuple(self._nodes), aps=self._aps, ue=settings.ue,
+            num_ports={name: node.num_ports for name, node in self._nodes.items()},
+            num_beams={name: len(node.panel.beams) for name, node in self._nodes.items()},
+            layout=self.layout(1), samp_rate=bed.samp_rate, uplink_repeats=settings.uplink_repeats,
+            repeats=settings.repeats, random_starts=settings.random_starts, seed=bed.seed,
+        )
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """The whole run."""
+        window = self.testbed.slots.window
+        beams = {name: len(self._nodes[name].panel.beams) for name in self._aps}
+        slots = beam_sweep.sweep_slots(tuple(self._nodes), self._aps, beams, self.order)
+        phases = [(beam_sweep.PHASE, window, slots)]
+        if self.verifies:
+            phases += self.plan.phases(window)
+        return build_schedule(tuple(self._nodes), self.testbed.slots.slot_samples, phases)
+
+    def roles(self, name: str) -> list[Role]:
+        """New roles of a node."""
+        self._known(name)
+        roles: list[Role] = [
+            beam_sweep.SweepRole(name, self.layouts, tuple(self._nodes), self.testbed.slots.num_subbands)]
+        if self.verifies:
+            roles.append(verification.VerificationRole(name, self.plan))
+        return roles
+
+    def faults(self, name: str) -> dict[str, object]:
+        """Simulated faults of a node's role, as keyword arguments of the blocks `node` and `role`."""
+        self._known(name)
+        own = [fault for fault in self.testbed.faults if fault.node == name]
+        silent = [fault.slot for fault in own if fault.kind == "silent"]
+        lost = {fault.slot: fault.count for fault in own if fault.kind == "lost_ack"}
+        return {"silent_from": min(silent, default=None), "unacknowledged": lost}
+
+    def sweep_collector(self) -> beam_sweep.SweepCollector:
+        """Collector that calibrates."""
+        settings = self.testbed.calibration
+        reference = self.port_names.index(f"{settings.reference}:0")
+        return beam_sweep.SweepCollector(
+            self.schedule.slots, self.layouts, self.order, self.testbed.slots.num_subbands, self.testbed.samp_rate,
+            {"method": settings.method, "reference": reference, "estimate_frequency": settings.frequency,
+             "estimate_delay": settings.delay},
+        )
+
+    def verifier(self) -> verification.Verifier:
+        """Collector that chooses beams, computes weights and measures gains."""
+        if not self.verifies:
+            raise ValueError("verification: the testbed has no such section, or it was switched off")
+        return verification.Verifier(self.plan, self.schedule.slots)
+
+    def network(self) -> Network:
+        """The simulated network, drawn from the testbed's seed."""
+        bed = self.testbed
+        common = dict(seed=bed.seed, path_gain_db=bed.propagation.path_gain_db, delays=bed.propagation.delays,
+                      pair_gain_db=bed.propagation.pair_gain_db, blocked_pairs=bed.propagation.blocked_pairs)
+        if bed.propagation.kind == "geometric":
+            propagation = Geometric(num_paths=bed.propagation.num_paths, **common)
+        else:
+            propagation = Rayleigh(num_taps=bed.propagation.num_taps,
+                                   delay_spread_s=bed.propagation.delay_spread_s, **common)
+        faults = [Fault(f.kind, f.node, f.slot, f.port, f.count) for f in bed.faults]
+        nodes = [self._simulated(node) for node in bed.nodes]
+        return Network(nodes, propagation, samp_rate=bed.samp_rate, seed=bed.seed, faults=faults)
+
+    def _simulated(self, node: testbed.Node) -> SimulatedNode:
+        bed, hardware, oscillator, clock = self.testbed, node.hardware, node.oscillator, node.clock
+        rng = np.random.default_rng([bed.seed, *node.name.encode()])
+        gains = [draw_gains(rng, node.num_ports, phase=hardware.phase, std_db=hardware.gain_std_db)
+                 * 10 ** (gain_db / 20) for gain_db in (node.tx_gain_db, node.rx_gain_db)]
+        phases = rng.uniform(-np.pi, np.pi, 2) * (oscillator.phase == "random")
+        noise_var = 0.0 if bed.noise.snr_db is None else noise_variance(bed.noise.snr_db, hardware.noise_figure_db)
+        return SimulatedNode(
+            name=node.name, num_ports=node.num_ports,
+            panel=Panel(node.panel.num_antennas, waveforms.dft_codebook(node.panel.num_antennas, node.panel.beams)),
+            tx_gains=gains[0], rx_gains=gains[1],
+            oscillator=Oscillator(
+                samp_rate=bed.samp_rate, seed_key=(bed.seed, node.name), cfo_hz=oscillator.cfo_hz,
+                linewidth_hz=oscillator.linewidth_hz, drift_hz=oscillator.drift_hz,
+                drift_period_s=oscillator.drift_period_s, tx_phase=phases[0], rx_phase=phases[1]),
+            clock=Clock(offset_samples=clock.offset_samples, loop_delay_samples=clock.loop_delay_samples,
+                        rate=1.0 + (oscillator.cfo_hz / bed.center_freq if clock.follow_cfo else 0.0)),
+            noise_var=noise_var,
+            compression=None if hardware.amplifier is None else complex(*hardware.amplifier.compression),
+            adc=None if hardware.adc is None else (hardware.adc.bits, hardware.adc.full_scale),
+            position_m=node.position_m,
+        )
+
+    def record(self, estimate: SweepCalibration, epoch: int = 0) -> CalibrationRecord:
+        """Calibration file's content."""
+        bed = self.testbed
+        gains = np.array([(ap.tx_gain_db, ap.rx_gain_db) for ap in bed.aps for _ in range(ap.num_ports)])
+        return CalibrationRecord(
+            c=estimate.c, covariance=estimate.covariance, frequency_hz=estimate.frequency_hz,
+            delay_s=estimate.delay_s, tx_gain_db=gains[:, 0], rx_gain_db=gains[:, 1], port_names=self.port_names,
+            reference=self.port_names[estimate.reference], reference_time=int(estimate.reference_time), epoch=epoch,
+            samp_rate=bed.samp_rate, center_freq=bed.center_freq, method=bed.calibration.method,
+            trusted=np.isfinite(estimate.c) & estimate.trusted, reasons=estimate.reasons,
+            configuration=testbed.to_dict(bed), fingerprint=testbed.fingerprint(bed), version=__version__,
+        )
+
+    def truth(self, network: Network, estimate: SweepCalibration) -> dict[str, object]:
+        """True c at the estimate's reference time, and how far the estimate is from it."""
+        rows = np.concatenate([np.arange(network.num_ports)[network.ports(name)] for name in self._aps])
+        c = network.true_calibration(estimate.reference_time)[rows]
+        known = np.isfinite(estimate.c)
+        if known.sum() < 2:
+            return {"c": c, "alignment_error": None, "phase_error_deg": None}
+        return {
+            "c": c,
+            "alignment_error": float(metrics.alignment_error(estimate.c[known], c[known])),
+            "phase_error_deg": float(np.degrees(metrics.phase_error(estimate.c[known], c[known]))),
+        }
+
+    def _known(self, name: str) -> None:
+        if name not in self._nodes:
+            raise ValueError(f"name = {name!r}: the testbed has the nodes {list(self._nodes)}")
+
+
+def noise_variance(snr_db: float, noise_figure_db: float = 0.0) -> float:
+    """Noise variance per received sample for an SNR at unit transmit power and unit mean gain of a beam pair."""
+    return 10 ** ((noise_figure_db - snr_db) / 10)

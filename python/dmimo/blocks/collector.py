@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Gathers what all nodes report at the end of a phase and publishes the product."""
+
+import pmt
+from gnuradio import gr
+
+from ..protocols.slots import Collector
+from . import messages
+from .guard import guarded
+
+PRODUCTS = pmt.intern("products")
+
+
+class collector(gr.basic_block):
+    """Runs a protocol's collector when the results of a phase are complete, in whatever order messages arrive.
+
+    Parameters
+    ----------
+    collector : Collector
+    nodes : sequence of str
+        Nodes whose results are awaited.
+    name : str
+    """
+
+    def __init__(self, collector: Collector, nodes, name: str = "collector"):
+        gr.basic_block.__init__(self, name, None, None)
+        self._collector = collector
+        self._nodes = frozenset(nodes)
+        self._results: dict[str, dict[str, dict[str, object]]] = {}
+        self._grants: dict[str, list] = {}
+        for port, handler in (("control", self.handle_control), ("results", self.handle_results)):
+            self.message_port_register_in(pmt.intern(port))
+            self.set_msg_handler(pmt.intern(port), handler)
+        for port in ("products", "error"):
+            self.message_port_register_out(pmt.intern(port))
+
+    @guarded
+    def handle_control(self, message):
+        """Learn which attempts count, take products of other phases, finish with the run."""
+        kind = messages.kind(message)
+        if kind == "phase" and messages.get(message, "phase") in self._collector.phases:
+            self._grants[messages.get(message, "phase")] = messages.grants(message)
+            self._produce(messages.get(message, "phase"))
+        elif kind == "product":
+            self._collector.update(messages.product(message))
+        elif kind == "end":
+            self._post(messages.SYSTEM, messages.DONE)
+
+    @guarded
+    def handle_results(self, message):
+        """Keep a node's results."""
+        phase = messages.get(message, "phase")
+        if phase in self._collector.phases:
+            self._results.setdefault(phase, {})[messages.get(message, "node")] = messages.get(message, "values")
+            self._produce(phase)
+
+    def _produce(self, phase: str) -> None:
+        results = self._results.get(phase, {})
+        if phase not in self._grants or set(results) < self._nodes:
+            return
+        heard = {node: values for node, values in sorted(results.items()) if values}
+        product = self._collector.produce(phase, self._grants.pop(phase), heard)
+        del self._results[phase]
+        self.finish(product)
+        self.message_port_pub(PRODUCTS, messages.product_to_pmt(product))
+
+    def finish(self, product) -> None:
+        """Hook: what a block does with a product before it is published."""

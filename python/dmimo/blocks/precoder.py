@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Linear precoding of streams onto ports."""
+
+import numpy as np
+import pmt
+from gnuradio import gr
+
+from ..core import precoding
+from . import messages
+from .guard import guarded
+
+CHUNK_SAMPLES = 4096
+
+
+class precoder(gr.sync_block):
+    """Port samples y_p = sum_s w_ps x_s / c_p: weights times streams, corrected by the calibration.
+
+    Weights are designed on the uplink channel; dividing by c makes them fit the downlink (`precoding.apply_calibration`).
+    Both may be changed while running; a change takes effect at the start of a call of `work`, for all ports at once.
+
+    Parameters
+    ----------
+    weights : array_like complex (num_ports, num_streams)
+    calibration : array_like complex (num_ports,), optional
+        c of each port; 1 by default.
+    """
+
+    def __init__(self, weights, calibration=None):
+        weights = np.atleast_2d(np.asarray(weights, np.complex128))
+        gr.sync_block.__init__(self, "precoder", [np.complex64] * weights.shape[1], [np.complex64] * weights.shape[0])
+        self._shape = weights.shape
+        self._weights = weights
+        self._calibration = np.ones(weights.shape[0], np.complex128)
+        self._input = np.empty((weights.shape[1], CHUNK_SAMPLES), np.complex64)
+        self._output = np.empty((weights.shape[0], CHUNK_SAMPLES), np.complex64)
+        for port, handler in (("weights", self.handle_weights), ("products", self.handle_product)):
+            self.message_port_register_in(pmt.intern(port))
+            self.set_msg_handler(pmt.intern(port), handler)
+        self.message_port_register_out(pmt.intern("error"))
+        self.set_weights(weights)
+        if calibration is not None:
+            self.set_calibration(calibration)
+
+    def set_weights(self, weights) -> None:
+        """Change the weights, (num_ports, num_streams)."""
+        self._weights = self._checked("weights", np.atleast_2d(np.asarray(weights, np.complex128)), self._shape)
+        self._combine()
+
+    def set_calibration(self, calibration) -> None:
+        """Change the calibration, (num_ports,)."""
+        self._calibration = self._checked("calibration", np.asarray(calibration, np.complex128), self._shape[:1])
+        self._combine()
+
+    @staticmethod
+    def _checked(name: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        if value.shape != shape or not np.isfinite(value).all():
+            raise ValueError(f"{name} of shape {value.shape}: must be finite and of shape {shape}")
+        return value
+
+    def _combine(self) -> None:
+        self._applied = precoding.apply_calibration(self._weights, self._calibration).astype(np.complex64)
+
+    @guarded
+    def handle_weights(self, message):
+        """`weights` message: dictionary with the key weights, an array (num_ports, num_streams)."""
+        self.set_weights(messages.get(message, "weights"))
+
+    @guarded
+    def handle_product(self, message):
+        """Take c from the calibrator's product; a product that is not trusted is not applied."""
+        product = messages.product(message)
+        if product.trusted and "c" in product.values:
+            self.set_calibration(product.values["c"])
+
+    @guarded
+    def work(self, input_items, output_items):
+        """Multiply, in chunks that stay in the cache."""
+        count, applied = len(output_items[0]), self._applied
+        for begin in range(0, count, CHUNK_SAMPLES):
+            size = min(CHUNK_SAMPLES, count - begin)
+            x, y = self._input[:, :size], self._output[:, :size]
+            for row, items in zip(x, input_items, strict=True):
+                row[:] = items[begin : begin + size]
+            np.matmul(applied, x, out=y)
+            for row, items in zip(y, output_items, strict=True):
+                items[begin : begin + size] = row
+        return count

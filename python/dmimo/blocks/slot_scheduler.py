@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Releases the slots of a schedule to all nodes, waits for their acknowledgements and ends the run."""
+
+import threading
+
+import pmt
+from gnuradio import gr
+
+from ..protocols import scheduler as machine
+from ..protocols.slots import Schedule
+from . import messages
+from .guard import guarded
+
+CONTROL, FINISHED = pmt.intern("control"), pmt.intern("finished")
+WATCHDOG = pmt.intern("watchdog")
+
+
+class slot_scheduler(gr.basic_block):
+    """Walks through a schedule: `begin`, grants phase by phase, products to all nodes, `end`.
+
+    The run begins when the flowgraph starts. Where nothing happens for `watchdog_s`, all nodes are queried; slots
+    without an acknowledgement are repeated, and a node that does not answer ends the run with an error that names it.
+    In a simulation nothing else depends on the clock.
+
+    Parameters
+    ----------
+    schedule : Schedule
+    max_attempts : int
+        Attempts at one slot before the run fails.
+    watchdog_s : float
+    run, epoch : int
+        Carried in every message.
+    guard_samples : int
+        Idle samples after a phase.
+    """
+
+    def __init__(self, schedule: Schedule, max_attempts: int = 3, watchdog_s: float = 20.0, run: int = 0, epoch: int = 0,
+                 guard_samples: int = 0):
+        gr.basic_block.__init__(self, "slot_scheduler", None, None)
+        if not watchdog_s > 0:
+            raise ValueError(f"watchdog_s = {watchdog_s}: must be positive")
+        self._schedule = schedule
+        self._machine = machine.SlotScheduler(schedule, max_attempts=max_attempts, guard_samples=guard_samples)
+        self._identity = {"run": run, "epoch": epoch}
+        self._grant = messages.encode("grant", **self._identity)
+        self._watchdog_s = watchdog_s
+        self._watchdog: threading.Thread | None = None
+        self._events = 0
+        self._events_seen = -1
+        self._alive: set[str] | None = None
+        self.finished_event = threading.Event()
+        self.error: str | None = None
+        for port, handler in (("status", self.handle_status), ("products", self.handle_product),
+                              ("watchdog", self.handle_watchdog)):
+            self.message_port_register_in(pmt.intern(port))
+            self.set_msg_handler(pmt.intern(port), handler)
+        for port in ("control", "finished", "error"):
+            self.message_port_register_out(pmt.intern(port))
+
+    @property
+    def completed(self) -> int:
+        """Slots completed so far."""
+        return self._machine.completed
+
+    @property
+    def releases(self) -> int:
+        """Attempts released, retries included."""
+        return self._machine.releases
+
+    @property
+    def end_sample(self) -> int:
+        """First absolute sample after the last slot released."""
+        return self._machine.end_sample
+
+    def start(self):
+        """Ask all nodes whether they hold the schedule."""
+        self.message_port_pub(CONTROL, messages.encode("begin", hash=self._schedule.hash, **self._identity))
+        self._watchdog = threading.Thread(target=self._watch, name="slot_scheduler watchdog", daemon=True)
+        self._watchdog.start()
+        return True
+
+    def stop(self):
+        """A flowgraph that is stopped from outside ends the run too."""
+        if not self.finished_event.is_set():
+            self.error = "the flowgraph was stopped before the run had finished"
+            self.finished_event.set()
+        return True
+
+    def _watch(self) -> None:
+        while not self.finished_event.wait(self._watchdog_s):
+            self._post(WATCHDOG, pmt.PMT_T)
+
+    @guarded
+    def handle_status(self, message):
+        """A node has answered; anything that is no status message is an error of a block."""
+        kind = messages.kind(message)
+        self._events += 1
+        if kind == "ack":
+            node, status = (pmt.symbol_to_string(pmt.dict_ref(message, key, pmt.PMT_NIL))
+                            for key in (messages.NODE, messages.STATUS))
+            slot, attempt = (pmt.to_long(pmt.dict_ref(message, key, pmt.PMT_NIL))
+                             for key in (messages.SLOT, messages.ATTEMPT))
+            self._act(self._machine.acknowledge(node, slot, attempt, status))
+        elif kind == "ready":
+            self._act(self._machine.ready(messages.get(message, "node"), messages.get(message, "hash")))
+        elif kind == "taken":
+            self._act(self._machine.product_acknowledged(messages.get(message, "node"), messages.get(message, "phase")))
+        elif kind == "alive":
+            if self._alive is not None:
+                self._alive.add(messages.get(message, "node"))
+            self._events -= 1
+        else:
+            text = pmt.symbol_to_string(message) if pmt.is_symbol(message) else f"unexpected message {message}"
+            self._act(self._machine.failed(text))
+
+    @guarded
+    def handle_product(self, message):
+        """A collector has produced what its phase was for."""
+        self._events += 1
+        if messages.kind(message) == "product":
+            self._act(self._machine.produced(messages.product(message)))
+        else:
+            self.handle_status(message)
+
+    @guarded
+    def handle_watchdog(self, message):
+        """First silence: query the nodes. Second: give up on what is missing."""
+        if self._events != self._events_seen:
+            self._events_seen, self._alive = self._events, None
+        elif self._alive is None:
+            self._alive = set()
+            self.message_port_pub(CONTROL, messages.encode("query", **self._identity))
+        else:
+            silent = set(self._schedule.nodes) - self._alive
+            self._alive = None
+            self._act(self._machine.timed_out(silent))
+
+    def _act(self, actions: list[machine.Action]) -> None:
+        for action in actions:
+            match action:
+                case machine.Release(grants):
+                    message = pmt.dict_add(self._grant, messages.GRANTS, messages.grants_to_pmt(grants))
+                    self.message_port_pub(CONTROL, message)
+                case machine.PhaseDone(phase, grants):
+                    self.message_port_pub(CONTROL, messages.encode(
+                        "phase", phase=phase, grants=messages.grants_to_pmt(grants), **self._identity))
+                case machine.Publish(product):
+                    self.message_port_pub(CONTROL, messages.product_to_pmt(product, **self._identity))
+                case machine.Finished(error):
+                    self._finish(error)
+
+    def _finish(self, error: str | None) -> None:
+        self.error = error
+        message = messages.encode("end", error=error or "", **self._identity)
+        self.message_port_pub(CONTROL, message)
+        self.message_port_pub(FINISHED, message)
+        self.finished_event.set()
+        self._post(messages.SYSTEM, messages.DONE)
