@@ -1,0 +1,366 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""GRC descriptions say what the blocks are; every example compiles."""
+
+import ast
+import inspect
+import os
+import re
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pmt
+import pytest
+import yaml
+from gnuradio import dmimo, gr
+from gnuradio.dmimo import testbed
+from gnuradio.dmimo.assembly import Assembly
+from gnuradio.grc.core.platform import Platform
+from gnuradio.grc.core.schema_checker import BLOCK_SCHEME, Validator
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = sorted((ROOT / "grc").glob("*.yml"))
+EXAMPLES = sorted((ROOT / "examples").glob("*.grc"))
+LEAVES = {"Waveforms", "Synchronization", "Calibration", "Precoding", "Sensing", "Simulation"}
+SECTIONS = ("Inputs", "Outputs", "Messages", "Parameters", "Reference")
+UNITS = {"_hz": "Hz", "_s": "s", "_db": "dB", "_rad": "rad", "_ppm": "ppm", "_samples": "samples", "_m": "m"}
+WORDS = re.compile(r"[A-Z][A-Za-z0-9 ,/'()-]*( \[[A-Za-z/%]+\])?")
+
+# What a constructor gets here where the description leaves it to the user's flowgraph.
+SMALL = "{version: 1, nodes: [{name: ap1}, {name: ap2}, {name: ue1, kind: ue}], verification: {}}"
+SMALL = Assembly(testbed.parse(SMALL))
+SAMPLES = {
+    "assembly": lambda: SMALL,
+    "schedule": lambda: SMALL.schedule,
+    "roles": lambda: SMALL.roles("ap1"),
+    "network": lambda: SMALL.network(),
+    "name": lambda: "ap1",
+    "node": lambda: "ap1",
+    "silent_from": lambda: None,
+    "unacknowledged": dict,
+}
+
+
+def class_name(data: dict) -> str:
+    return data["id"].removeprefix("dmimo_")
+
+
+def is_variable(data: dict) -> bool:
+    return "value" in data
+
+
+def constructor_call(data: dict) -> ast.Call | None:
+    """Return the call in the `make` template, every ${...} replaced by a name; None when it is not one call."""
+    template = data.get("templates", {}).get("make", data.get("templates", {}).get("var_make", ""))
+    try:
+        tree = ast.parse(re.sub(r"\$\{[^}]*\}", "x", template).strip())
+    except SyntaxError:
+        return None
+    if len(tree.body) != 1 or not isinstance(tree.body[0], ast.Expr | ast.Assign):
+        return None
+    return tree.body[0].value if isinstance(tree.body[0].value, ast.Call) else None
+
+
+def problems(data: dict) -> list[str]:
+    """Return what a block description does otherwise than all of ours do."""
+    return [
+        *_form_problems(data),
+        *_label_problems(data),
+        *_documentation_problems(data),
+        *_parameter_problems(data),
+        *([] if is_variable(data) else _class_problems(data)),
+    ]
+
+
+def _form_problems(data: dict) -> list[str]:
+    found = []
+    validator = Validator(BLOCK_SCHEME)
+    validator.run(data)
+    found += [f"not a block description: {message.message}" for message in validator.messages]
+    if data.get("file_format") != 1:
+        found.append("file_format must be 1")
+    root, _, leaf = data.get("category", "").partition("/")
+    if root != "[Distributed MIMO]" or leaf not in LEAVES:
+        found.append(f"category {data.get('category')!r}: must be [Distributed MIMO]/ and one of {sorted(LEAVES)}")
+    return found
+
+
+def _label_problems(data: dict) -> list[str]:
+    found = []
+    if not WORDS.fullmatch(data.get("label", "")):
+        found.append(f"label {data.get('label')!r}: must be words")
+    for parameter in data.get("parameters", []):
+        name, label = parameter["id"], parameter.get("label", "")
+        if not WORDS.fullmatch(label):
+            found.append(f"label {label!r} of {name}: must be words, a unit in brackets last")
+        for suffix, unit in UNITS.items():
+            if name.endswith(suffix) and not label.endswith(f"[{unit}]"):
+                found.append(f"label {label!r} of {name}: must end in [{unit}]")
+    hidden = [parameter.get("hide", "none") in ("part", "all") for parameter in data.get("parameters", [])]
+    if hidden != sorted(hidden):
+        found.append("parameters with hide: part must come last")
+    return found
+
+
+def _documentation_problems(data: dict) -> list[str]:
+    text = data.get("documentation", "")
+    wanted = ("Parameters",) if is_variable(data) else SECTIONS
+    places = [re.search(rf"^{section}s?\b", text, re.MULTILINE) for section in wanted]
+    found = [f"documentation: no section {section}" for section, place in zip(wanted, places, strict=True) if not place]
+    starts = [place.start() for place in places if place]
+    if starts != sorted(starts):
+        found.append(f"documentation: sections must be in the order {', '.join(wanted)}")
+    purpose = text[: min(starts, default=len(text))].strip()
+    if len(purpose) < 20:
+        found.append("documentation: must begin with the purpose")
+    for parameter in data.get("parameters", []):
+        words = parameter.get("label", "").partition(" [")[0]
+        if parameter["id"] not in text and words.lower() not in " ".join(text.lower().split()):
+            found.append(f"documentation: says nothing of {parameter['id']}")
+    for port in [*data.get("inputs", []), *data.get("outputs", [])]:
+        if port.get("domain") == "message" and not re.search(rf"\b{port['id']}\b", text):
+            found.append(f"documentation: says nothing of message port {port['id']}")
+    return found
+
+
+def _parameter_problems(data: dict) -> list[str]:
+    used = yaml.safe_dump({key: data.get(key) for key in ("templates", "inputs", "outputs", "value")}, width=10**6)
+    expressions = " ".join(re.findall(r"\$\{(.*?)\}", used))
+    return [
+        f"parameter {parameter['id']} is not used"
+        for parameter in data.get("parameters", [])
+        if not re.search(rf"\b{parameter['id']}\b", expressions)
+    ]
+
+
+def _class_problems(data: dict) -> list[str]:
+    name = class_name(data)
+    if name not in dmimo.__all__:
+        return [f"there is no block gnuradio.dmimo.{name}"]
+    block = getattr(dmimo, name)
+    call = constructor_call(data)
+    if call is None or ast.unparse(call.func) != f"dmimo.{name}":
+        return [f"make must be one call of dmimo.{name}"]
+    found = ["make: arguments must be given by keyword"] if call.args else []
+    known = inspect.signature(block.__init__).parameters
+    given = {keyword.arg for keyword in call.keywords}
+    found += [f"make: dmimo.{name} has no argument {word}" for word in sorted(given - set(known))]
+    required = {word for word, value in known.items() if value.default is value.empty} - {"self"}
+    found += [f"make: argument {word} is missing" for word in sorted(required - given)]
+    for callback in data["templates"].get("callbacks", []):
+        setter = re.match(r"(?:self\.\$\{id\}\.)?(\w+)\(", callback)
+        if setter is None or not callable(getattr(block, setter[1], None)):
+            found.append(f"callback {callback!r}: {name} has no such method")
+    return found
+
+
+def ports_of(instance) -> dict[str, object]:
+    """Return the numbers of stream ports and the names of message ports that a block really has."""
+    names = {side: pmt.to_python(getattr(instance, f"message_ports_{side}")()) for side in ("in", "out")}
+    return {
+        "stream inputs": instance.input_signature().max_streams(),
+        "stream outputs": instance.output_signature().max_streams(),
+        "message inputs": sorted(set(map(str, names["in"])) - {"system"}),
+        "message outputs": sorted(map(str, names["out"])),
+    }
+
+
+def described_ports(block) -> dict[str, object]:
+    """Return the same of a block in a GRC flowgraph."""
+    sides = (("inputs", block.active_sinks), ("outputs", block.active_sources))
+    found = {f"stream {side}": sum(port.domain == "stream" for port in ports) for side, ports in sides}
+    found |= {f"message {side}": sorted(p.key for p in ports if p.domain == "message" and p.key != "system")
+              for side, ports in sides}  # fmt: skip
+    return found
+
+
+def load_platform(directory: Path) -> Platform:
+    """Return GRC with the descriptions in `directory` added."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRC_BLOCKS_PATH", str(directory))
+        version = gr.major_version(), gr.api_version(), gr.minor_version()
+        platform = Platform(name="test", prefs=gr.prefs(), version=gr.version(), version_parts=version)
+        platform.build_library()
+    return platform
+
+
+@pytest.fixture(scope="module")
+def platform():
+    return load_platform(ROOT / "grc")
+
+
+def construct(call: str):
+    """Return the block that rendered `make` text constructs, and whether SAMPLES had to help."""
+    tree = ast.parse(call.strip(), mode="eval").body
+    arguments, helped = {}, False
+    for keyword in tree.keywords:
+        try:
+            arguments[keyword.arg] = eval(ast.unparse(keyword.value), {"dmimo": dmimo})
+        except (NameError, AttributeError):
+            assert keyword.arg in SAMPLES, f"{keyword.arg}: neither a default that can be constructed nor in SAMPLES"
+            arguments[keyword.arg], helped = SAMPLES[keyword.arg](), True
+    return eval(ast.unparse(tree.func), {"dmimo": dmimo})(**arguments), helped
+
+
+def test_every_block_has_a_description():
+    if not FILES:
+        pytest.skip("no description written yet")
+    assert {path.name for path in FILES} >= {
+        f"dmimo_{name}.block.yml" for name in dmimo.__all__ if not name.startswith("_")
+    }
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_description_follows_the_rules(path):
+    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert path.name == f"{data['id']}.block.yml"
+    assert data["id"].startswith("dmimo_")
+    assert problems(data) == []
+
+
+def port_differences(platform: Platform, data: dict) -> list[str]:
+    """Return where the ports that GRC draws are not those that the block has."""
+    flowgraph = platform.make_flow_graph()
+    block = flowgraph.new_block(data["id"])
+    if block is None or block.is_dummy_block:
+        return ["GRC did not load it"]
+    flowgraph.rewrite()
+    if is_variable(data):
+        return ["a variable has no ports"] if block.active_sinks + block.active_sources else []
+    instance, helped = construct(block.templates.render("make"))
+    described, real = described_ports(block), ports_of(instance)
+    # Where GRC's defaults could not be constructed, the number of streams is only right in kind.
+    return [
+        f"{side}: described {described[side]}, really {real[side]}"
+        for side in real
+        if described[side] != real[side] and not (helped and "stream" in side and described[side] and real[side])
+    ]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_described_ports_are_those_of_the_class(path, platform):
+    assert port_differences(platform, yaml.safe_load(path.read_text(encoding="utf-8"))) == []
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """Return the finished grcc process and the output directory of every example, made two at a time."""
+
+    def compile_one(path):
+        output = tmp_path_factory.mktemp(path.stem)
+        environment = os.environ | {"GRC_BLOCKS_PATH": str(ROOT / "grc")}
+        command = ["/usr/bin/grcc", "-o", output, path]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        return result, output
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(EXAMPLES, pool.map(compile_one, EXAMPLES), strict=True))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_example_compiles(path, compiled):
+    result, output = compiled[path]
+    assert result.returncode == 0, result.stdout + result.stderr
+    options = yaml.safe_load(path.read_text(encoding="utf-8"))["options"]["parameters"]
+    program = output / f"{options['id']}.py"
+    compile(program.read_text(), program, "exec")
+    assert "dmimo." in program.read_text()
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_example_opens_with_a_note_and_is_named_like_its_file(path):
+    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    options = data["options"]["parameters"]
+    assert options["id"] == path.stem
+    assert options["title"]
+    assert options["generate_options"] in ("no_gui", "qt_gui")
+    notes = [block["parameters"]["note"] for block in data["blocks"] if block["id"] == "note"]
+    assert any(len(note) > 60 for note in notes), "a note must say what it shows and what to look at"
+
+
+GOOD = """\
+id: dmimo_burst_transmitter
+label: Burst Transmitter
+category: '[Distributed MIMO]/Simulation'
+parameters:
+- {id: num_ports, label: Number of ports, dtype: int, default: '2'}
+- {id: slot_samples, label: 'Slot length [samples]', dtype: int, default: '256'}
+- {id: samp_rate, label: Sample rate, dtype: real, default: '1e6'}
+- {id: fill, label: Fill silence, dtype: bool, default: 'True', hide: part}
+inputs:
+- {domain: message, id: bursts}
+- {domain: message, id: control}
+outputs:
+- {domain: stream, dtype: complex, multiplicity: '${num_ports}'}
+- {domain: message, id: error, optional: true}
+asserts:
+- ${ slot_samples > 0 }
+templates:
+  imports: from gnuradio import dmimo
+  make: |-
+    dmimo.burst_transmitter(
+      num_ports=${num_ports}, slot_samples=${slot_samples}, samp_rate=${samp_rate}, fill=${fill})
+documentation: |-
+  Turns burst messages into tagged streams.
+
+  Inputs: none.
+  Outputs: one stream for each port.
+  Messages: bursts in, control in; error out.
+  Parameters: number of ports, slot length, sample rate, fill silence.
+  Reference: none.
+file_format: 1
+"""
+
+
+def test_good_description_has_no_problem():
+    assert problems(yaml.safe_load(GOOD)) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("/Simulation", "/Misc", "category"),
+        ("'[Distributed MIMO]", "'[Core]", "category"),
+        ("label: Burst Transmitter", "label: burst_transmitter", "must be words"),
+        ("label: Number of ports", "label: num_ports", "must be words"),
+        ("Slot length [samples]", "Slot length", "must end in [samples]"),
+        ("default: '2'}", "default: '2', hide: part}", "hide: part must come last"),
+        ("id: dmimo_burst_transmitter", "id: dmimo_burst_transmuter", "no block gnuradio.dmimo.burst_transmuter"),
+        ("  num_ports=${num_ports}", "  ${num_ports}", "by keyword"),
+        (", fill=${fill})", ")", "parameter fill is not used"),
+        (", samp_rate=${samp_rate}", "", "argument samp_rate is missing"),
+        ("fill=${fill})", "filled=${fill})", "has no argument filled"),
+        ("    dmimo.burst", "    dmimo.blocks.burst", "must be one call of dmimo.burst_transmitter"),
+        ("  make:", "  callbacks: ['set_fill(${fill})']\n  make:", "has no such method"),
+        ("  Inputs: none.\n", "", "no section Inputs"),
+        ("  Reference: none.\n", "", "no section Reference"),
+        ("  Turns burst messages into tagged streams.\n", "", "must begin with the purpose"),
+        (", fill silence.", ".", "says nothing of fill"),
+        ("; error out.", ".", "says nothing of message port error"),
+        ("file_format: 1", "file_format: 2", "file_format"),
+        ("inputs:", "inputz: 1\ninputs:", "not a block description"),
+    ],
+)
+def test_bad_description_is_found(old, new, message):
+    assert old in GOOD
+    found = problems(yaml.safe_load(GOOD.replace(old, new)))
+    assert any(message in problem for problem in found), found
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("", "", []),
+        ("'${num_ports}'", "'${num_ports + 1}'", ["stream outputs: described 3, really 2"]),
+        ("outputs:", "- {domain: stream, dtype: complex}\noutputs:", ["stream inputs: described 1, really 0"]),
+        ("id: control", "id: end", ["message inputs: described ['bursts', 'end'], really ['bursts', 'control']"]),
+        ("- {domain: message, id: error, optional: true}\n", "", ["message outputs: described [], really ['error']"]),
+        ("file_format: 1", "file_format: 7", ["GRC did not load it"]),
+    ],
+)
+def test_wrong_ports_are_found(old, new, expected, tmp_path):
+    text = GOOD.replace(old, new) if old else GOOD
+    # A name of its own, so that it does not meet the real description.
+    text = text.replace("dmimo_burst_transmitter", "dmimo_test_transmitter")
+    (tmp_path / "dmimo_test_transmitter.block.yml").write_text(text)
+    assert port_differences(load_platform(tmp_path), yaml.safe_load(text)) == expected
