@@ -93,9 +93,9 @@ class simulated_network(gr.basic_block):
         headers = self._headers(available) if self._tagged else None
         while True:
             self._deliver(output_items, produced, room)
-            if self._ready is not None or consumed == available:
+            if self._ready is not None or consumed == available or max(produced) == room:
                 break
-            consumed += self._step(input_items, consumed, available, headers)
+            consumed += self._step(input_items, output_items, consumed, available, produced, headers)
         self.consume_each(consumed)
         if min(produced) == max(produced):
             return produced[0]
@@ -103,53 +103,70 @@ class simulated_network(gr.basic_block):
             self.produce(port, count)
         return _WORK_CALLED_PRODUCE
 
-    def _step(self, input_items, first: int, available: int, headers) -> int:
-        """Feed the network items from `first` on, of one slot at most; return how many."""
+    def _step(self, input_items, output_items, first: int, available: int, produced: list[int], headers) -> int:
+        """Feed the network items from `first` on, of one slot at most; return how many.
+
+        What is received goes straight to the outputs where it fits and is not lost, to `_ready` otherwise.
+        """
+        network, space = self._network, len(output_items[0]) - max(produced)
         if not self._tagged:
-            count, beams, final = available - first, self._beams, not self._network.has_memory
+            # As many whole blocks as fit: a block in two parts is computed twice.
+            fit = space - network.backlog_samples
+            whole = (self._next + fit) // network.block_samples * network.block_samples - self._next
+            count = min(available - first, whole if whole > 0 else max(fit, 1))
+            beams, final = self._beams, not network.has_memory
         else:
             if self._slot is None:
                 self._slot = self._begin_slot(first, headers)
-            slot = self._slot
-            left = slot.start + slot.num - self._next
-            count, beams = min(left, available - first), slot.beams
+            left = self._slot.start + self._slot.num - self._next
+            count, beams = min(left, available - first), self._slot.beams
             final = count == left
             self._check_inside(first, count, headers)
         items = [port[first : first + count] for port in input_items]
-        received = self._network.process(items, self._next, beams, final=final)
+        fits = network.backlog_samples + count <= space and not (self._slot is not None and self._slot.lost)
+        if fits:
+            outputs = [port[at:] for port, at in zip(output_items, produced, strict=True)]
+            written = network.process_into(outputs, items, self._next, beams, final=final)
+            if written:
+                self._stamp(self._timeless, produced, self._ready_from)
+                produced[:] = [at + written for at in produced]
+                self._ready_from += written
+            if self._slot is not None and final:
+                self._slot = None
+        else:
+            received = network.process(items, self._next, beams, final=final)
+            self._ready = received if received.shape[1] else None
         self._next += count
-        if received.shape[1]:
-            self._ready = received
-        elif self._tagged and final:
-            self._slot = None
         return count
+
+    def _stamp(self, nodes: set[int], produced: list[int], sample: int) -> None:
+        """Tag the next output item of these nodes with the time of `sample`."""
+        for node in nodes:
+            for port in self._ports[node]:
+                at = self.nitems_written(port) + produced[port]
+                self.add_item_tag(port, at, RX_TIME, time_to_pmt(sample, self._rate))
+        self._timeless = self._timeless - nodes
 
     def _deliver(self, output_items, produced: list[int], room: int) -> None:
         """Move samples that are ready to the outputs, as many as there is room for, with their times."""
-        if self._ready is None:
+        if self._ready is None or room == max(produced):
             return
         count = min(self._ready.shape[1], room - max(produced))
-        if count == 0:
-            return
-        slot, last = self._slot, None
-        if slot is not None and self._ready_from + count == slot.start + slot.num:
-            last = count - 1
+        slot = self._slot
+        complete = slot is not None and self._ready_from + count == slot.start + slot.num
         for node, ports in enumerate(self._ports):
-            lost = slot is not None and self._network.names[node] in slot.lost
-            first = count if lost and last is None else last if lost else 0
-            if lost:
-                self._timeless.add(node)
-            if first < count and node in self._timeless:
-                self._timeless.discard(node)
-                time = time_to_pmt(self._ready_from + first, self._rate)
-                for port in ports:
-                    self.add_item_tag(port, self.nitems_written(port) + produced[port], RX_TIME, time)
+            first = 0
+            if slot is not None and self._network.names[node] in slot.lost:
+                self._timeless = self._timeless | {node}
+                first = count - 1 if complete else count
+            if first < count:
+                self._stamp(self._timeless & {node}, produced, self._ready_from + first)
             for port in ports:
                 output_items[port][produced[port] : produced[port] + count - first] = self._ready[port, first:count]
                 produced[port] += count - first
         self._ready_from += count
         self._ready = self._ready[:, count:] if count < self._ready.shape[1] else None
-        if last is not None:
+        if complete:
             self._slot = None
 
     # -- tags ---------------------------------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ class Channel:
         return self._filters is not None
 
     def matrix(self, rx_beams: np.ndarray, tx_beams: np.ndarray) -> np.ndarray:
-        """Return the channel for beams (P,) each, complex64: flat (P_rx, P_tx), with memory (P_tx, P_rx, bins)."""
+        """Return the channel for beams (P,) each, complex64: flat (P_rx, P_tx), with memory (bins, P_rx, P_tx)."""
         key = rx_beams.tobytes() + tx_beams.tobytes()
         found = self._cache.get(key)
         if found is not None:
@@ -98,9 +98,9 @@ class Channel:
         if self._filters is None:
             found = gains[..., 0].astype(np.complex64)
         else:
-            gains = gains.transpose(1, 0, 2).astype(np.complex64)
-            filters = self._filters[self._node[None, :], self._node[:, None]]
-            found = np.ascontiguousarray((gains[..., None, :] @ filters)[..., 0, :])
+            filters = self._filters[self._node[:, None], self._node]
+            found = (gains.astype(np.complex64)[..., None, :] @ filters)[..., 0, :]
+            found = np.ascontiguousarray(found.transpose(2, 0, 1))
         self._cache[key] = found
         while len(self._cache) > max(1, _CACHE_BYTES // found.nbytes):
             self._cache.popitem(last=False)
@@ -121,16 +121,9 @@ class Channel:
     def filtered(self, matrix: np.ndarray, window: np.ndarray) -> np.ndarray:
         """Return the convolution, complex64 (P, B), for `window` = num_taps - 1 earlier samples and a block, (P, ...).
 
-        Overlap-save. Ports that are silent in the whole window are skipped, which changes no bit of the sum.
+        Overlap-save: the first num_taps - 1 samples of the circular convolution are wrong and dropped.
         """
-        active = np.flatnonzero(window.any(axis=1))
-        total = np.zeros((matrix.shape[1], self.num_bins), dtype=np.complex64)
-        if len(active) == 0:
-            return total[:, : self._block]
-        spectra = scipy.fft.fft(window, self.num_bins, axis=-1)  # all of them: the shape may matter to the rounding
-        product = np.empty_like(total)
-        for j in active:
-            np.multiply(matrix[j], spectra[j], out=product)
-            total += product
+        spectra = np.ascontiguousarray(scipy.fft.fft(window, self.num_bins, axis=-1).T)
+        spectra = np.matmul(matrix, spectra[..., None])[..., 0]
         first = self.num_taps - 1
-        return scipy.fft.ifft(total, axis=-1, overwrite_x=True)[:, first : first + self._block]
+        return scipy.fft.ifft(np.ascontiguousarray(spectra.T), axis=-1)[:, first : first + self._block]

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Fractional delays by short windowed-sinc filters: of a path (constant), of a sample clock (changing)."""
 
+from collections.abc import Callable, Mapping, Sequence
+
 import numpy as np
 
 HALF_WIDTH = 12  # taps on either side; a fractional delay needs HALF_WIDTH - 1 samples of latency
@@ -59,3 +61,53 @@ def shift_slowly(x: np.ndarray, delay: float, next_delay: float, num: int) -> np
         before = np.convolve(row, early, "valid")
         target[:] = before + fade * (np.convolve(row, late, "valid") - before)
     return out
+
+
+class ClockStage:
+    """One direction of all nodes' sample clocks: delays that change slowly with time, on a grid of blocks.
+
+    Parameters
+    ----------
+    delays : node name -> delay(sample) [samples], beyond the stage's latency.
+    rows : which ports are each node's, in the same order.
+    max_samples, block_samples : the most that `run` is asked for, and the grid.
+    latency : constant delay of the stage; the nodes' may go from HALF_WIDTH - latency to latency - HALF_WIDTH.
+    lag : how much older than its index a sample is that leaves the stage.
+    """
+
+    def __init__(
+        self,
+        delays: Mapping[str, Callable[[float], float]],
+        rows: Sequence[slice],
+        max_samples: int,
+        block_samples: int,
+        latency: int,
+        *,
+        lag: int,
+    ):
+        self._delays, self._rows, self._latency, self._lag = delays, rows, latency, lag
+        self._block, self._past = block_samples, 2 * (latency + HALF_WIDTH)
+        self._buffer = np.zeros((rows[-1].stop, self._past + max_samples), dtype=np.complex64)
+
+    def flush(self) -> None:
+        """Forget the past."""
+        self._buffer[:] = 0
+
+    def commit(self, num: int) -> None:
+        """Move on by `num` samples."""
+        self._buffer[:, : self._past] = self._buffer[:, num : num + self._past]
+
+    def run(self, x: np.ndarray, start: int) -> None:
+        """Delay x, complex64 (P, whole blocks) from absolute sample `start`, in place."""
+        num, size, reach = x.shape[1], self._block, self._latency - HALF_WIDTH
+        self._buffer[:, self._past : self._past + num] = x
+        for (name, delay), rows in zip(self._delays.items(), self._rows, strict=True):
+            for first in range(0, num, size):
+                sample = start + first - self._lag
+                early, late = delay(sample), delay(sample + size)
+                if max(abs(early), abs(late)) > reach:
+                    raise ValueError(
+                        f"the clock of node {name} is {late:.2f} samples away at sample {sample}; reach_samples={reach}"
+                    )
+                window = self._buffer[rows, first : first + self._past + size]
+                x[rows, first : first + size] = shift_slowly(window, self._latency + early, self._latency + late, size)

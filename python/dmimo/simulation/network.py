@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from .channel import Channel
-from .delays import HALF_WIDTH, shift_slowly
-from .faults import Fault
+from .delays import HALF_WIDTH, ClockStage
+from .faults import Fault, FaultInjector
 from .hardware import amplify, quantise
 from .node import SimulatedNode
-from .noise import GRID, KeyedStream, polar_normal
+from .noise import GRID, ReceiverNoise
+from .oscillators import OscillatorBank
 from .propagation import Propagation, Site
 
 __all__ = ["Network", "SimulatedNode"]
@@ -76,8 +77,8 @@ class Network:
         self._rated = any(node.clock.rate != 1.0 for node in self.nodes)
         self._clock_latency = HALF_WIDTH + max(n.clock.reach_samples for n in self.nodes) if self._rated else 0
         self.latency_samples = self.channel.latency_samples + 2 * self._clock_latency
-        self._set_up_noise(seed)
-        self._set_up_faults(faults)
+        self._noise = self._make_noise(seed)
+        self._faults = FaultInjector(faults, dict(zip(self.names, self._slices, strict=True)))
         self._allocate()
         self._flush(0)
 
@@ -111,22 +112,10 @@ class Network:
             self.block_samples,
         )
 
-    def _set_up_noise(self, seed: int) -> None:
-        variance = np.concatenate([np.broadcast_to(np.asarray(n.noise_var, float), n.num_ports) for n in self.nodes])
-        self._noisy = np.flatnonzero(variance > 0.0)
-        self._noise_var = variance[self._noisy, None, None].astype(np.float32)
-        keys = [(node.name, port) for node in self.nodes for port in range(node.num_ports)]
-        self._noise = [KeyedStream(seed, "noise", keys[p]) for p in self._noisy]
-
-    def _set_up_faults(self, faults: Sequence[Fault]) -> None:
-        self._faults = [fault for fault in faults if fault.is_physical]
-        for fault in self._faults:
-            num_ports = self.nodes[self._index(fault.node)].num_ports
-            if not 0 <= fault.port < num_ports:
-                raise ValueError(f"{fault}: port must be within 0 ... {num_ports - 1}")
-        self._slots = 0
-        self._dead_from = np.full(self.num_ports, _NEVER)
-        self._nans: list[tuple[int, int]] = []
+    def _make_noise(self, seed: int) -> ReceiverNoise:
+        variance = [np.broadcast_to(np.asarray(n.noise_var, float), n.num_ports) for n in self.nodes]
+        keys = [(seed, "noise", node.name, port) for node in self.nodes for port in range(node.num_ports)]
+        return ReceiverNoise(keys, np.concatenate(variance), _CHUNK_BLOCKS * self.block_samples)
 
     def _allocate(self) -> None:
         """Make the work space; `_s` and `_turn` begin with num_taps - 1 and latency columns of earlier blocks."""
@@ -135,20 +124,32 @@ class Network:
         self._x = np.zeros((self.num_ports, num), dtype=np.complex64)
         self._s = np.zeros((self.num_ports, self._past + num), dtype=np.complex64)
         self._y = np.zeros((self.num_ports, num), dtype=np.complex64)
-        self._bits = np.empty((len(self._noisy), num), dtype=np.uint64)
-        self._moving = [i for i, node in enumerate(self.nodes) if not node.oscillator.is_still]
+        self._moving = not all(node.oscillator.is_still for node in self.nodes)
         self._compressed = [i for i, node in enumerate(self.nodes) if node.compression is not None]
         if self._moving:
-            self._phase = np.zeros((len(self.nodes), num), dtype=np.float32)
+            self._bank = OscillatorBank([node.oscillator for node in self.nodes], num // GRID)
+            self._part = np.empty((len(self.nodes), num), dtype=np.float32)
+            self._back = np.empty((len(self.nodes), num), dtype=np.complex64)
             self._turn = np.ones((len(self.nodes), self.latency_samples + num), dtype=np.complex64)
         if self._rated:
-            reach = 2 * (self._clock_latency + HALF_WIDTH)
-            self._before_tx, self._before_rx = np.zeros((2, self.num_ports, reach + num), dtype=np.complex64)
+            clocks = {node.name: node.clock for node in self.nodes}
+            sizes = (self._slices, num, self.block_samples, self._clock_latency)
+            self._tx_clocks = ClockStage(
+                {name: clock.tx_delay for name, clock in clocks.items()}, *sizes, lag=self._clock_latency
+            )
+            self._rx_clocks = ClockStage(
+                {name: clock.rx_delay for name, clock in clocks.items()}, *sizes, lag=self.latency_samples
+            )
 
     @property
     def has_memory(self) -> bool:
         """Return whether what is received depends on earlier samples, so that blocks must be whole."""
         return self.channel.has_memory or self._rated
+
+    @property
+    def backlog_samples(self) -> int:
+        """Return how many samples have been taken but not returned, because their block is incomplete."""
+        return self._filled - self._emitted
 
     def reset(self) -> None:
         """Forget the past waveform; slots go on being counted."""
@@ -163,7 +164,8 @@ class Network:
         self._x[:, : self._filled] = 0
         self._s[:, : self._past] = 0
         if self._rated:
-            self._before_tx[:] = self._before_rx[:] = 0
+            self._tx_clocks.flush()
+            self._rx_clocks.flush()
         self._segments: list[tuple[int, np.ndarray]] = []
 
     # -- samples ------------------------------------------------------------------------------------------------------
@@ -173,19 +175,7 @@ class Network:
 
         Only faults need this. Call it before the slot's samples are processed.
         """
-        slot, self._slots = self._slots, self._slots + 1
-        lost = []
-        for fault in self._faults:
-            if not fault.hits(slot):
-                continue
-            port = self.ports(fault.node).start + fault.port
-            if fault.kind == "lost_slot":
-                lost.append(fault.node)
-            elif fault.kind == "dead_port":
-                self._dead_from[port] = min(self._dead_from[port], start)
-            else:
-                self._nans.append((port, start + num // 2))
-        return tuple(lost)
+        return self._faults.begin_slot(start, num)
 
     def process(
         self, x: np.ndarray | Sequence[np.ndarray], start: int, beams: np.ndarray, *, final: bool
@@ -203,13 +193,23 @@ class Network:
         beams : int (P,), beam of each port in these samples, for transmitting and receiving.
         final : whether to return the samples of an incomplete last block too (end of a slot).
         """
+        backlog = self.backlog_samples if start == self._base + self._filled else 0
+        out = np.empty((self.num_ports, backlog + len(x[0])), dtype=np.complex64)
+        return out[:, : self.process_into(out, x, start, beams, final=final)]
+
+    def process_into(
+        self, out: Sequence[np.ndarray], x: Sequence[np.ndarray], start: int, beams: np.ndarray, *, final: bool
+    ) -> int:
+        """Do what `process` does, but write to the rows of `out` and return the number of samples written to each.
+
+        Rows of `backlog_samples` more than come in with x are long enough.
+        """
         if len(x) != self.num_ports:
             raise ValueError(f"x has {len(x)} rows; the network has {self.num_ports} ports")
         if start != self._base + self._filled:
             self._flush(start)
         self._switch_beams(start, beams)
         num, size = len(x[0]), self.block_samples
-        out = np.empty((self.num_ports, self._filled - self._emitted + num), dtype=np.complex64)
         taken = written = 0
         while True:
             count = min(num - taken, self._x.shape[1] - self._filled)
@@ -219,12 +219,13 @@ class Network:
             end = self._filled if final and taken == num else whole
             if end > self._emitted:
                 y = self._compute(-(-end // size) * size)[:, self._emitted : end]
-                out[:, written : written + y.shape[1]] = y
+                for row, received in zip(out, y, strict=True):
+                    row[written : written + y.shape[1]] = received
                 written, self._emitted = written + y.shape[1], end
             if whole:
                 self._commit(whole)
             if taken == num:
-                return out[:, :written]
+                return written
 
     def _take(self, x: np.ndarray | Sequence[np.ndarray], first: int, count: int) -> None:
         """Append samples first ... first + count - 1 of every row of x to the input buffer."""
@@ -232,8 +233,7 @@ class Network:
         for row, samples in zip(self._x, x, strict=True):
             row[at : at + count] = samples[first : first + count]
         self._filled += count
-        for port in np.flatnonzero(self._dead_from < self._base + self._filled):
-            self._x[port, max(at, int(self._dead_from[port]) - self._base) : self._filled] = 0
+        self._faults.silence(self._x[:, at : self._filled], self._base + at)
 
     def _switch_beams(self, start: int, beams: np.ndarray) -> None:
         beams = np.asarray(beams, dtype=np.int64)
@@ -254,26 +254,26 @@ class Network:
             self._oscillate(num)
         signal = self._transmit(num)
         if self._rated:
-            signal[:] = self._run_clocks(self._before_tx, signal, receive=False)
+            self._tx_clocks.run(signal, self._base)
         y = self._y[:, :num]
         self._propagate(signal, y)
         if self._rated:
-            y[:] = self._run_clocks(self._before_rx, y, receive=True)
+            self._rx_clocks.run(y, self._base)
         if self._moving:
-            np.multiply(y, self._per_port(np.conjugate(self._turn[:, :num])), out=y)
+            turn = np.conjugate(self._turn[:, :num], out=self._back[:, :num])
+            np.multiply(y, self._per_port(turn), out=y)
         self._receive(y)
         return y
 
     def _oscillate(self, num: int) -> None:
         """Write exp(1j theta) of every node for the next `num` samples."""
-        phase = self._phase[:, :num]
-        for i in self._moving:
-            base, rest = self.nodes[i].oscillator.grid_phase(self._base // GRID, num // GRID)
-            base = np.remainder(base + np.pi, 2 * np.pi) - np.pi  # float32 is precise near 0
-            np.add(rest, base.astype(np.float32)[:, None], out=phase[i].reshape(-1, GRID))
-        turn = self._turn[:, self.latency_samples : self.latency_samples + num]
-        np.cos(phase, out=turn.real)
-        np.sin(phase, out=turn.imag)
+        base, phase = self._bank.grid_phase(self._base // GRID, num // GRID)
+        base = np.remainder(base + np.pi, 2 * np.pi) - np.pi  # float32 is precise near 0
+        phase += base.astype(np.float32)[..., None]
+        turn = self._turn[:, self.latency_samples : self.latency_samples + num].reshape(phase.shape)
+        part = self._part[:, :num].reshape(phase.shape)
+        turn.real[:] = np.cos(phase, out=part)  # not straight to turn.real: the vector loops want contiguous output
+        turn.imag[:] = np.sin(phase, out=part)
 
     def _per_port(self, turn: np.ndarray) -> np.ndarray:
         return turn if len(turn) == self.num_ports else np.repeat(turn, self._ports_per_node, axis=0)
@@ -293,27 +293,6 @@ class Network:
             turn = self._turn[:, self.latency_samples : self.latency_samples + num]
             np.multiply(x, self._per_port(turn), out=signal)
         return signal
-
-    def _run_clocks(self, buffer: np.ndarray, x: np.ndarray, *, receive: bool) -> np.ndarray:
-        """Return x (P, num) as the nodes' sample clocks stretch it; `buffer` begins with what came before x."""
-        past, num, size = buffer.shape[1] - self._x.shape[1], x.shape[1], self.block_samples
-        buffer[:, past : past + num] = x
-        out = np.empty_like(x)
-        lag = self.latency_samples if receive else self._clock_latency
-        for node, rows in zip(self.nodes, self._slices, strict=True):
-            shift = node.clock.rx_delay if receive else node.clock.tx_delay
-            for first in range(0, num, size):
-                start = self._base + first - lag
-                delays = [shift(start), shift(start + size)]
-                if max(map(abs, delays)) > node.clock.reach_samples:
-                    raise ValueError(
-                        f"the clock of node {node.name} (rate={node.clock.rate}) is {delays[1]:.1f} samples off at "
-                        f"sample {start}: more than reach_samples={node.clock.reach_samples}"
-                    )
-                window = buffer[rows, first : first + past + size]
-                early, late = (self._clock_latency + d for d in delays)
-                out[rows, first : first + size] = shift_slowly(window, early, late, size)
-        return out
 
     def _propagate(self, signal: np.ndarray, y: np.ndarray) -> None:
         """Write the channel's output for `signal` (P, num) to y; receive gains included."""
@@ -349,23 +328,12 @@ class Network:
 
     def _receive(self, y: np.ndarray) -> None:
         """Add to y (P, num) what the receivers do: dead ports, noise, converters, faults."""
-        num = y.shape[1]
-        for port in np.flatnonzero(self._dead_from < self._base + num):
-            y[port, max(0, int(self._dead_from[port]) - self._base) :] = 0
-        if self._noise:
-            for stream, bits in zip(self._noise, self._bits, strict=True):
-                bits[:num] = stream.words(self._base, num)
-            radius, angle = polar_normal(self._bits[:, :num].reshape(-1, num // GRID, GRID), self._noise_var)
-            parts = y.view(np.float32).reshape(self.num_ports, num // GRID, GRID, 2)
-            noisy = slice(None) if len(self._noisy) == self.num_ports else self._noisy
-            parts[noisy, ..., 0] += radius * np.cos(angle)
-            parts[noisy, ..., 1] += radius * np.sin(angle)
+        self._faults.silence(y, self._base)
+        self._noise.add(y, self._base)
         for node, rows in zip(self.nodes, self._slices, strict=True):
             if node.adc is not None:
                 y[rows] = quantise(y[rows], *node.adc)
-        for port, sample in self._nans:
-            if 0 <= sample - self._base < num:
-                y[port, sample - self._base] = np.nan
+        self._faults.spoil(y, self._base)
 
     def _commit(self, num: int) -> None:
         """Move on by `num` samples (whole blocks, computed): keep only what later blocks need."""
@@ -373,17 +341,14 @@ class Network:
         if self._moving:
             self._turn[:, : self.latency_samples] = self._turn[:, num : num + self.latency_samples]
         if self._rated:
-            for buffer in (self._before_tx, self._before_rx):
-                past = buffer.shape[1] - self._x.shape[1]
-                buffer[:, :past] = buffer[:, num : num + past]
+            self._tx_clocks.commit(num)
+            self._rx_clocks.commit(num)
         rest = self._filled - num
         self._x[:, :rest] = self._x[:, num : self._filled]
         self._base, self._filled, self._emitted = self._base + num, rest, max(0, self._emitted - num)
         oldest = self._base - self._past - self.latency_samples
         while len(self._segments) > 1 and self._segments[1][0] <= oldest:
             del self._segments[0]
-        if self._nans:
-            self._nans = [nan for nan in self._nans if nan[1] >= self._base]
 
     # -- truth --------------------------------------------------------------------------------------------------------
 

@@ -38,6 +38,15 @@ class KeyedStream:
         return self._generator.random_raw(num)
 
 
+def separate_arrays(num: int, shape: tuple[int, ...]) -> list[np.ndarray]:
+    """Return `num` float32 work arrays that do not touch each other in memory.
+
+    NumPy takes adjoining arrays for overlapping ones, and then leaves its vector loops for scalar ones: thirty times
+    slower, and rounded differently.
+    """
+    return [np.empty(shape, dtype=np.float32) for _ in range(num)]
+
+
 def standard_normal(words: np.ndarray) -> np.ndarray:
     """Return as many N(0, 1) draws, float64 (n,), as there are `words`, uint64 (n,), n even (Box and Muller)."""
     u = ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
@@ -46,22 +55,54 @@ def standard_normal(words: np.ndarray) -> np.ndarray:
     return np.concatenate([radius * np.cos(2 * np.pi * u[half:]), radius * np.sin(2 * np.pi * u[half:])])
 
 
-def polar_normal(words: np.ndarray, variance: float | np.ndarray = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Return radius and angle, float32 (..., n), of complex Gaussian draws with E|z|^2 = `variance`.
+def polar_normal(words: np.ndarray, variance: float | np.ndarray, radius: np.ndarray, angle: np.ndarray) -> None:
+    """Write radius and angle, float32 (..., n), of complex Gaussian draws with E|z|^2 = `variance`.
 
     A word gives one draw. `words` is uint64 (..., n) with contiguous last axis, n even: the 32-bit halves of the first
     n/2 words make the radii, the others the angles, because the vector units want contiguous data.
-    Single precision: |z| is at most 4.8 standard deviations of z.
+    In single precision |z| is at most 4.8 sqrt(variance).
     """
     n = words.shape[-1]
     halves = words.view(np.int32)
-    radius = halves[..., :n].astype(np.float32)
+    radius[:] = halves[..., :n]
     np.abs(radius, out=radius)
     radius *= np.float32(2.0**-31)
     radius += np.float32(2.0**-33)  # log(0)
     np.log(radius, out=radius)
     radius *= -np.asarray(variance, dtype=np.float32)
     np.sqrt(radius, out=radius)
-    angle = halves[..., n:].astype(np.float32)
+    angle[:] = halves[..., n:]
     angle *= np.float32(np.pi * 2.0**-31)
-    return radius, angle
+
+
+class ReceiverNoise:
+    """White complex Gaussian noise of each port, a function of (key of the port, absolute sample).
+
+    Parameters
+    ----------
+    keys : one per port.
+    variance : (P,), 0 for a port without noise.
+    max_samples : the most that `add` is asked for.
+    """
+
+    def __init__(self, keys: list[object], variance: np.ndarray, max_samples: int):
+        self._ports = np.flatnonzero(variance > 0.0)
+        self._variance = variance[self._ports, None, None].astype(np.float32)
+        self._streams = [KeyedStream(keys[p]) for p in self._ports]
+        self._words = np.empty((len(self._ports), max_samples), dtype=np.uint64)
+        self._work = separate_arrays(3, (len(self._ports), max_samples))
+
+    def add(self, y: np.ndarray, start: int) -> None:
+        """Add the noise of samples `start` ... to y, complex64 (P, n); both multiples of 256."""
+        if not self._streams:
+            return
+        num = y.shape[1]
+        for stream, words in zip(self._streams, self._words, strict=True):
+            words[:num] = stream.words(start, num)
+        grid = (-1, num // GRID, GRID)
+        words, radius, angle, part = (a[:, :num].reshape(grid) for a in (self._words, *self._work))
+        polar_normal(words, self._variance, radius, angle)
+        parts = y.view(np.float32).reshape(len(y), num // GRID, GRID, 2)
+        noisy = slice(None) if len(self._ports) == len(y) else self._ports
+        parts[noisy, ..., 0] += np.multiply(radius, np.cos(angle, out=part), out=part)
+        parts[noisy, ..., 1] += np.multiply(radius, np.sin(angle, out=part), out=part)

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The oscillators and sample clocks of the nodes as functions of absolute time."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from .noise import GRID, KeyedStream, polar_normal, seed_words, standard_normal
+from .noise import GRID, KeyedStream, polar_normal, seed_words, separate_arrays, standard_normal
 
 _LEVELS = 6  # 256^(6 + 1) samples: two thousand years at 1 MS/s
 _NUM_SINUSOIDS = 16
 _RAMP = (np.arange(GRID) / GRID).astype(np.float32)
+# Midpoints number 2^l ... 2^(l + 1) - 1 lie between points 256 / 2^l apart.
+_MIDPOINT_SCALE = np.sqrt(GRID / 4 / 2.0 ** np.floor(np.log2(np.maximum(1, np.arange(GRID))))).astype(np.float32)
 
 
 class WienerPath:
@@ -55,18 +58,43 @@ class WienerPath:
             first, num = first + count, num - count
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def bridges(self, first: int, borders: np.ndarray) -> np.ndarray:
-        """Return W(256 m + k) - W(256 m), float32 (num, 256), for m = first ..., given the num + 1 `borders`."""
-        num = len(borders) - 1
-        words = self._streams[0].words(first * (GRID // 2), num * (GRID // 2)).reshape(num, GRID // 2)
-        radius, angle = polar_normal(words, 2.0 * self.variance)
-        steps = np.empty((num, GRID), dtype=np.float32)
-        np.multiply(radius, np.cos(angle), out=steps[:, : GRID // 2])
-        np.multiply(radius, np.sin(angle), out=steps[:, GRID // 2 :])
-        walk = np.zeros((num, GRID), dtype=np.float32)
-        np.cumsum(steps[:, :-1], axis=-1, out=walk[:, 1:])
-        walk += np.subtract(np.diff(borders), walk[:, -1] + steps[:, -1], dtype=np.float32)[:, None] * _RAMP
-        return walk
+    def words(self, first: int, num: int) -> np.ndarray:
+        """Return the random words of the bridges within grid blocks first ... first + num - 1, uint64 (128 num,)."""
+        return self._streams[0].words(first * (GRID // 2), num * (GRID // 2))
+
+
+class BrownianBridges:
+    """Brownian bridges on 0 ... 256 by Levy's midpoints, for up to (num, blocks) at once, in work space made once.
+
+    Between two known points s apart lies their mean plus N(0, variance s / 4).
+    """
+
+    def __init__(self, num: int, blocks: int):
+        self._radius, self._angle, self._middle = separate_arrays(3, (num, blocks, GRID // 2))
+        self._normal = np.empty((num, blocks, GRID), dtype=np.float32)
+        self._points = [np.zeros((num, blocks, 2**level + 1), dtype=np.float32) for level in range(9)]
+
+    def fill(self, words: np.ndarray, variance: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        """Return bridges from 0 to `ends` (num, b), float32 (num, b, 257), for b blocks.
+
+        words : uint64 (num, b, 128); variance : per step, (num,).
+        """
+        blocks = slice(ends.shape[1])
+        radius, angle, middle, normal = (a[:, blocks] for a in (self._radius, self._angle, self._middle, self._normal))
+        polar_normal(words, 2.0 * variance[:, None, None], radius, angle)
+        np.multiply(radius, np.cos(angle, out=middle), out=normal[..., : GRID // 2])
+        np.multiply(radius, np.sin(angle, out=middle), out=normal[..., GRID // 2 :])
+        normal *= _MIDPOINT_SCALE
+        points = self._points[0][:, blocks]
+        points[..., 1] = ends
+        for level in range(8):
+            finer, count = self._points[level + 1][:, blocks], 2**level
+            between = np.add(points[..., :-1], points[..., 1:], out=middle[..., :count])
+            between *= np.float32(0.5)
+            between += normal[..., count : 2 * count]
+            finer[..., ::2], finer[..., 1::2] = points, between
+            points = finer
+        return points
 
 
 class Oscillator:
@@ -109,51 +137,84 @@ class Oscillator:
             raise ValueError(f"linewidth_hz={linewidth_hz} and drift_hz={drift_hz} must not be negative")
         self.samp_rate, self.cfo_hz, self.tx_phase, self.rx_phase = samp_rate, cfo_hz, tx_phase, rx_phase
         turns = round(cfo_hz / samp_rate * 2.0**64) % 2**64
-        self._turns = np.uint64(turns)
-        table = (np.arange(GRID, dtype=np.uint64) * self._turns).view(np.int64) * (2 * np.pi * 2.0**-64)
-        self._ramp = table.astype(np.float32)  # CFO phase within a grid block, in [-pi, pi)
-        self._wiener = WienerPath(seed_key, 2 * np.pi * linewidth_hz / samp_rate) if linewidth_hz > 0.0 else None
-        self._drift = _drift_sinusoids(seed_key, drift_hz, drift_period_s) if drift_hz > 0.0 else None
-        self.is_still = turns == 0 and self._wiener is None and self._drift is None
-
-    def _drift_phase(self, borders: np.ndarray) -> np.ndarray:
-        amplitude, frequency_hz, start = self._drift
-        turns = np.multiply.outer(borders * (GRID / self.samp_rate), frequency_hz)
-        return (np.sin(2 * np.pi * turns + start) - np.sin(start)) @ amplitude
-
-    def grid_phase(self, first: int, num: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return theta on grid blocks first ... as base, float64 (num,), plus rest, float32 (num, 256)."""
-        block = np.arange(first, first + num, dtype=np.uint64)
-        base = (block * np.uint64(GRID) * self._turns).view(np.int64) * (2 * np.pi * 2.0**-64)
-        rest = np.broadcast_to(self._ramp, (num, GRID))
-        if self._wiener is not None:
-            borders = self._wiener.borders(first, num + 1)
-            base = base + borders[:-1]
-            rest = self._wiener.bridges(first, borders) + self._ramp
-        if self._drift is not None:
-            # One border at a time: a matrix product's rounding may depend on how many there are.
-            drift = np.array([self._drift_phase(np.float64(m)) for m in range(first, first + num + 1)])
-            base = base + drift[:-1]
-            rest = rest + np.diff(drift).astype(np.float32)[:, None] * _RAMP
-        return base, rest
+        self.turns = np.uint64(turns)  # 2^-64 per sample
+        table = (np.arange(GRID, dtype=np.uint64) * self.turns).view(np.int64) * (2 * np.pi * 2.0**-64)
+        self.ramp = table.astype(np.float32)  # CFO phase within a grid block, in [-pi, pi)
+        self.wiener = WienerPath(seed_key, 2 * np.pi * linewidth_hz / samp_rate) if linewidth_hz > 0.0 else None
+        self.drift = None
+        if drift_hz > 0.0:
+            self.drift = _drift_sinusoids(seed_key, drift_hz, drift_period_s, GRID / samp_rate)
+        self.is_still = turns == 0 and self.wiener is None and self.drift is None
 
     def phase(self, start: int, num: int) -> np.ndarray:
         """Return theta [rad], modulo 2 pi, at samples `start` ... `start + num - 1`, float64 (num,)."""
         if start < 0:
             raise ValueError(f"start={start} must not be negative: time is counted from the epoch")
         first = start // GRID
-        base, rest = self.grid_phase(first, -(-(start + num) // GRID) - first)
-        theta = (base[:, None] + rest).reshape(-1)
+        blocks = -(-(start + num) // GRID) - first
+        base, rest = OscillatorBank([self], blocks).grid_phase(first, blocks)
+        theta = (base[..., None] + rest).reshape(-1)
         return theta[start - first * GRID :][:num]
 
 
-def _drift_sinusoids(seed_key: object, drift_hz: float, drift_period_s: float):
-    """Return phase amplitudes [rad], frequencies [Hz] and start phases [rad] of the drift's sinusoids."""
+class OscillatorBank:
+    """The phases of several oscillators at once, on whole grid blocks; element by element the same as of each alone.
+
+    Parameters
+    ----------
+    oscillators : N of them.
+    max_blocks : number of grid blocks that a call may ask for.
+    """
+
+    def __init__(self, oscillators: Sequence[Oscillator], max_blocks: int):
+        shape = (len(oscillators), max_blocks)
+        self._turns = np.array([o.turns for o in oscillators], dtype=np.uint64)[:, None]
+        self._ramp = np.stack([o.ramp for o in oscillators])[:, None]
+        self._rest = np.empty((*shape, GRID), dtype=np.float32)
+        self._paths = [(i, o.wiener) for i, o in enumerate(oscillators) if o.wiener is not None]
+        if self._paths:
+            self._variance = np.array([0.0 if o.wiener is None else o.wiener.variance for o in oscillators])
+            self._borders = np.zeros((shape[0], max_blocks + 1))
+            self._words = np.zeros((*shape, GRID // 2), dtype=np.uint64)
+            self._bridges = BrownianBridges(*shape)
+        self._drift = None
+        if any(o.drift is not None for o in oscillators):
+            still = np.zeros((3, _NUM_SINUSOIDS))
+            drift = np.stack([still if o.drift is None else o.drift for o in oscillators])
+            self._drift = drift.transpose(1, 2, 0)[..., None]  # each (sinusoids, N, 1)
+
+    def grid_phase(self, first: int, num: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return theta on grid blocks first ... first + num - 1 as base + rest, in work space of this object.
+
+        base: float64 (N, num), at the beginning of the blocks; rest: float32 (N, num, 256), small.
+        """
+        block = np.arange(first, first + num, dtype=np.uint64)
+        base = (block * np.uint64(GRID) * self._turns).view(np.int64) * (2 * np.pi * 2.0**-64)
+        rest = self._rest[:, :num]
+        rest[:] = self._ramp
+        if self._paths:
+            borders, words = self._borders[:, : num + 1], self._words[:, :num]
+            for i, path in self._paths:
+                borders[i] = path.borders(first, num + 1)
+                words[i] = path.words(first, num).reshape(num, -1)
+            rest += self._bridges.fill(words, self._variance, np.diff(borders))[..., :GRID]
+            base += borders[:, :-1]
+        if self._drift is not None:
+            amplitude, rate, start = self._drift
+            turned = np.sin(rate * np.arange(first, first + num + 1, dtype=np.float64) + start)
+            drift = (amplitude * (turned - np.sin(start))).sum(axis=0)
+            rest += np.diff(drift).astype(np.float32)[..., None] * _RAMP
+            base += drift[:, :-1]
+        return base, rest
+
+
+def _drift_sinusoids(seed_key: object, drift_hz: float, drift_period_s: float, interval_s: float) -> np.ndarray:
+    """Return phase amplitude [rad], phase per `interval_s` [rad] and start phase [rad] of the sinusoids, (3, 16)."""
     rng = np.random.default_rng(seed_words(seed_key, "drift"))
     quantile = (np.arange(_NUM_SINUSOIDS) + rng.uniform(0.05, 0.95, _NUM_SINUSOIDS)) / _NUM_SINUSOIDS
     frequency_hz = np.tan(np.pi / 2 * quantile) / (2 * np.pi * drift_period_s)
     amplitude = drift_hz * np.sqrt(2.0 / _NUM_SINUSOIDS) / frequency_hz
-    return amplitude, frequency_hz, rng.uniform(-np.pi, np.pi, _NUM_SINUSOIDS)
+    return np.stack([amplitude, 2 * np.pi * interval_s * frequency_hz, rng.uniform(-np.pi, np.pi, _NUM_SINUSOIDS)])
 
 
 @dataclass(frozen=True)
