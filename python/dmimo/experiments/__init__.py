@@ -1,2 +1,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Monte-Carlo campaigns: seed in, arrays out; one registered function per figure."""
+"""Monte-Carlo campaigns: seed in, arrays out; one registered function per figure.
+
+>>> from gnuradio.dmimo import experiments
+>>> experiments.names()
+['beam-sweep-1']
+>>> result = experiments.run("beam-sweep-1", trials=2000, seed=1, output="results")   # doctest: +SKIP
+"""
+
+from . import beam_sweep  # noqa: F401  (registers its figures)
+from .campaign import Result, run
+from .executors import CampaignError, Timeouts
+from .registry import Figure, figure, names, register
+
+__all__ = ["CampaignError", "Figure", "Result", "Timeouts", "figure", "names", "register", "run"]
