@@ -160,6 +160,16 @@ def test_a_hole_between_finished_chunks_is_filled(tmp_path, toy):
     np.testing.assert_array_equal(filled.arrays["x"], whole.arrays["x"])
 
 
+def test_chunks_of_two_runs_at_once_may_overlap(tmp_path, toy):
+    whole = run(tmp_path / "a", "toy", trials=20, chunk=8)
+    run(tmp_path / "b", "toy", trials=20, chunk=12)
+    for path in (tmp_path / "b" / "toy.chunks").glob("*.npz"):
+        path.rename(tmp_path / "a" / "toy.chunks" / path.name)
+    toy["seeds"].clear()
+    np.testing.assert_array_equal(run(tmp_path / "a", "toy", trials=20).arrays["x"], whole.arrays["x"])
+    assert toy["seeds"] == []
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [({"seed": 2}, "seed is 1 there and 2 here"), ({"configuration": {"scale": 3}}, "scale is 2.0 there and 3 here")],
