@@ -147,7 +147,7 @@ def joint_crlb(
     nodes = np.arange(num_ports) if node_of_port is None else np.asarray(node_of_port)
     design = phase_design(nodes, reference, estimate_frequency=estimate_frequency, estimate_delay=estimate_delay)
     # Phases carry twice the information of the complex log ratio.
-    covariance = design @ np.linalg.inv(design.T @ phase_information(moments) @ design) @ design.T / 2.0
+    covariance = design @ scaled_inverse(design.T @ phase_information(moments) @ design) @ design.T / 2.0
     magnitude = calibration_covariance(moments[0], reference) / 2.0
     variance = np.diagonal(covariance)
     phase = slice(0, num_ports)
@@ -159,6 +159,21 @@ def joint_crlb(
         variance[2 * num_ports :],
         covariance[frequency - num_ports, frequency],
     )
+
+
+def scaled_inverse(a: NDArray) -> NDArray:
+    """Inverse of a positive definite matrix whose rows have different units, so different sizes.
+
+    Raises LinAlgError where an unknown is not determined: condition above 1e12 after scaling to a unit diagonal.
+    """
+    diagonal = np.diagonal(a)
+    if np.any(diagonal <= 0) or not np.all(np.isfinite(a)):
+        raise np.linalg.LinAlgError("an unknown does not appear in the measurements")
+    scale = 1.0 / np.sqrt(diagonal)
+    scaled = a * np.outer(scale, scale)
+    if len(a) and np.linalg.eigvalsh(scaled)[0] < 1e-12:
+        raise np.linalg.LinAlgError("a combination of unknowns is not determined by the measurements")
+    return np.linalg.inv(scaled) * np.outer(scale, scale)
 
 
 def calibration_covariance(weights: NDArray, reference: int) -> NDArray:

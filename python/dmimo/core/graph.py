@@ -38,8 +38,8 @@ def require_connected(edges: ArrayLike) -> None:
     num_nodes = edges.shape[-1]
     graphs = edges.reshape(-1, num_nodes, num_nodes)
     # A star around node 0 is connected; almost every batch passes here without a search.
-    star = graphs[:, 0, 1:].all(axis=-1)
-    for graph in np.unique(graphs[~star], axis=0):
+    others = graphs[~graphs[:, 0, 1:].all(axis=-1)]
+    for graph in np.unique(others, axis=0) if len(others) else ():
         parts = components(graph)
         if len(parts) > 1:
             raise DisconnectedGraphError(parts)
@@ -56,10 +56,15 @@ def laplacian(weights: NDArray) -> NDArray:
 
 def _grounded(weights: NDArray) -> NDArray:
     """Laplacian plus a multiple of the all-ones matrix: invertible, and equal to L on vectors that sum to zero."""
-    out = laplacian(weights)
-    scale = np.trace(out, axis1=-2, axis2=-1) / out.shape[-1] ** 2
+    index = np.arange(np.shape(weights)[-1])
+    weights = np.array(weights, float)
+    weights[..., index, index] = 0.0
+    degree = weights.sum(axis=-1)
+    scale = degree.mean(axis=-1) / len(index)
     # A single node or an empty graph has L = 0; any positive scale then makes the matrix harmless.
-    return out + np.where(scale > 0, scale, 1.0)[..., None, None]
+    out = np.subtract(np.where(scale > 0, scale, 1.0)[..., None, None], weights, out=weights)
+    out[..., index, index] += degree
+    return out
 
 
 def solve_laplacian(weights: NDArray, b: NDArray) -> NDArray:

@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from .graph import solve_laplacian
 
-# Steps of the power iteration on the inverse in `spectral_phases`; each costs one product of a matrix and a vector.
-_POWER_STEPS = 12
+# Rounds of three steps of a power iteration in `spectral_phases`, and the change of the unit vector in one step at
+# which it counts as converged.
+_POWER_ROUNDS = 4
+_POWER_TOLERANCE = 1e-4
 # Smallest Fisher weight of an edge relative to its |R|: keeps the Laplacian definite where Re(c_i^* c_j R_ij) <= 0.
 _WEIGHT_FLOOR = 1e-3
 # Above this variance of a pair's phase, in rad^2, the start is better than the minimum (see `maximum_likelihood`).
@@ -21,70 +23,98 @@ _MAX_EDGE_PHASE_VARIANCE = 0.25
 _COST_ROUNDING = 1e-13
 
 
-def spectral_phases(correlation: NDArray) -> NDArray:
+def spectral_phases(correlation: NDArray, size: NDArray) -> NDArray:
     """Unit-modulus start (..., M): phases of the leading eigenvector of ``D^-1/2 R D^-1/2``, D = diag(sum_j |R_ij|).
 
     A global method: local optima with a winding phase, where descent from random starts ends on rings, are avoided.
-    The eigenvector is the one of the smallest eigenvalue of the positive semidefinite ``I - D^-1/2 R D^-1/2``, found
-    by power iteration on the inverse (a few times faster than an eigendecomposition).
+    A few steps of the power iteration suffice on dense graphs. Elsewhere, as the matrix subtracted from the identity is
+    positive semidefinite, the iteration runs on the inverse of that, which separates close eigenvalues. `size` is |R|.
     """
-    num_nodes = correlation.shape[-1]
-    degree = np.abs(correlation).sum(axis=-1)
-    scale = 1.0 / np.sqrt(degree)
-    matrix = -(scale[..., :, None] * correlation) * scale[..., None, :]
-    index = np.arange(num_nodes)
-    # The small shift keeps the inverse finite without noise, where the smallest eigenvalue is zero.
-    matrix[..., index, index] = 1.0 + 1e-9
-    inverse = np.linalg.inv(matrix)
-    # The column of the largest diagonal entry contains the wanted eigenvector with the largest share.
-    best = np.diagonal(inverse, axis1=-2, axis2=-1).real.argmax(axis=-1)
-    vector = np.take_along_axis(inverse, best[..., None, None], axis=-1)
-    for _ in range(_POWER_STEPS):
-        vector = inverse @ vector
-        vector /= np.abs(vector).max(axis=-2, keepdims=True)
-    vector = vector[..., 0]
-    size = np.abs(vector)
-    return np.where(size > 0, vector / np.where(size > 0, size, 1.0), 1.0)
+    scale = 1.0 / np.sqrt(size.sum(axis=-1))
+    matrix = scale[..., :, None] * correlation
+    matrix *= scale[..., None, :]
+    # Start with the phases seen from one port, and that port itself as strong as the others together.
+    index = np.arange(matrix.shape[-1])
+    vector = matrix[..., :, 0].copy()
+    vector[..., 0] = 1.0
+    vector, converged = _power_iteration(matrix, vector)
+    if not converged.all():
+        # The small shift keeps the inverse finite without noise, where the smallest eigenvalue is zero.
+        matrix = -matrix
+        matrix[..., index, index] = 1.0 + 1e-9
+        inverse = np.linalg.inv(matrix)
+        # The column of the largest diagonal entry holds the wanted eigenvector with the largest share.
+        best = np.diagonal(inverse, axis1=-2, axis2=-1).real.argmax(axis=-1)
+        column = np.take_along_axis(inverse, best[..., None, None], axis=-1)[..., 0]
+        vector = np.where(converged[..., None], vector, _power_iteration(inverse, column)[0])
+    modulus = np.abs(vector)
+    return np.where(modulus > 0, vector / np.where(modulus > 0, modulus, 1.0), 1.0)
+
+
+def _power_iteration(matrix: NDArray, vector: NDArray) -> tuple[NDArray, NDArray]:
+    """Vector (..., M) after the power iteration, and (...) whether its last step changed it little."""
+    for _ in range(_POWER_ROUNDS):
+        vector = (matrix @ (matrix @ vector[..., None]))[..., 0]
+        vector = vector / np.linalg.norm(vector, axis=-1, keepdims=True)
+        product = (matrix @ vector[..., None])[..., 0]
+        product = product / np.linalg.norm(product, axis=-1, keepdims=True)
+        converged = np.abs(product - vector).max(axis=-1) < _POWER_TOLERANCE
+        vector = product
+        if converged.all():
+            break
+    return vector, converged
+
+
+def _log_magnitudes(power_skew: NDArray, size: NDArray) -> NDArray:
+    """Weighted least squares (..., M) on the closed-form log magnitude ratio of each pair; `size` is |R|.
+
+    One pair alone gives ``log |c_i / c_j| = asinh((P_ji - P_ij) / (2 |R_ij|))``.
+    """
+    sine = np.divide(-0.5 * power_skew, size, out=np.zeros_like(size), where=size > 0)
+    weights = 0.5 * size / np.sqrt(1.0 + sine * sine)
+    return solve_laplacian(weights, (weights * np.arcsinh(sine)).sum(axis=-1)[..., None])[..., 0]
 
 
 def start(power: NDArray, correlation: NDArray) -> NDArray:
-    """Spectral phases with magnitudes from weighted least squares on the closed-form magnitude ratio of each edge.
-
-    One edge alone gives ``log |c_i / c_j| = asinh((P_ji - P_ij) / (2 |R_ij|))``.
-    """
+    """Start (..., M) of the descent: spectral phases with least-squares magnitudes; exact without noise."""
     size = np.abs(correlation)
-    difference = np.swapaxes(power, -2, -1) - power
-    sine = np.divide(0.5 * difference, size, out=np.zeros_like(size), where=size > 0)
-    weights = 0.5 * size / np.sqrt(1.0 + sine**2)
-    log_size = solve_laplacian(weights, (weights * np.arcsinh(sine)).sum(axis=-1)[..., None])[..., 0]
-    return spectral_phases(correlation) * np.exp(log_size)
+    phases = spectral_phases(correlation, size)
+    return phases * np.exp(_log_magnitudes(power - np.swapaxes(power, -2, -1), size))
 
 
-def expand(
-    c: NDArray, power_skew: NDArray, power: NDArray, correlation: NDArray
+def _expand(
+    c: NDArray, power: NDArray, power_skew: NDArray, correlation: NDArray, floor: NDArray
 ) -> tuple[NDArray, NDArray, NDArray]:
-    """Cost J (...), gradient dJ/d(log c)^* (..., M) and Fisher weights (..., M, M) at c; power_skew is ``P - P^T``."""
+    """Cost J (...), gradient dJ/d(log c)^* (..., M) and Fisher weights (..., M, M) at c.
+
+    power_skew is ``P - P^T``, floor the smallest weight of each pair. With ``z = c_i^* c_j R_ij / S_ij`` the gradient
+    is ``sum_j [|c_i|^2 |c_j|^2 (P_ij - P_ji) / S_ij^2 + (|c_i|^2 - |c_j|^2) Re z / S_ij - j Im z]``.
+    """
     energy = (c.conj() * c).real
-    total = energy[..., :, None] + energy[..., None, :]
-    share = energy[..., :, None] / total
-    cross = (c.conj()[..., :, None] * correlation) * (c[..., None, :] / total)
-    real = cross.real
-    cost = (share * power - real).sum(axis=(-2, -1))
-    slope = share * (1.0 - share) * power_skew + (2.0 * share - 1.0) * real
-    gradient = slope.sum(axis=-1) - 1j * cross.imag.sum(axis=-1)
-    return cost, gradient, np.maximum(real, _WEIGHT_FLOOR * np.abs(cross))
+    inverse = 1.0 / (energy[..., :, None] + energy[..., None, :])
+    cross = c.conj()[..., :, None] * correlation
+    cross *= c[..., None, :]
+    cross *= inverse
+    real = np.ascontiguousarray(cross.real)
+    total = cross.sum(axis=-1)
+    cost = (energy * np.einsum("...ij,...ij->...i", inverse, power) - total.real).sum(axis=-1)
+    # (|c_i|^2 - |c_j|^2) / S = 2 |c_i|^2 / S - 1: the -1 goes into the total.
+    pull = inverse * power_skew
+    pull *= energy[..., None, :]
+    pull += 2.0 * real
+    gradient = energy * np.einsum("...ij,...ij->...i", inverse, pull) - total
+    return cost, gradient, np.maximum(real, floor)
 
 
-def _edge_phase_variance(c: NDArray, correlation: NDArray) -> NDArray:
-    """Variance (...) in rad^2 of the phase of a pair about the fitted c, as closed loops show it; 0 on a tree.
+def _edge_phase_variance(phases: NDArray, correlation: NDArray, size: NDArray) -> NDArray:
+    """Variance (...) in rad^2 of the phase of a pair about the fitted phases, as closed loops show it; 0 on a tree.
 
     ``2 (1 - mean cosine)``, weighted by |R|, over the share of pairs that close loops.
     """
-    size = np.abs(correlation)
-    aligned = (c.conj()[..., :, None] * correlation * c[..., None, :]).real / np.abs(c[..., :, None] * c[..., None, :])
-    num_pairs = (size > 0).sum(axis=(-2, -1)) / 2
-    num_loops = num_pairs - c.shape[-1] + 1
-    spread = 2.0 * (1.0 - aligned.sum(axis=(-2, -1)) / size.sum(axis=(-2, -1)))
+    num_pairs = 0.5 * (size > 0).sum(axis=(-2, -1))
+    num_loops = num_pairs - phases.shape[-1] + 1
+    aligned = (phases.conj() * (correlation @ phases[..., None])[..., 0]).real.sum(axis=-1)
+    spread = 2.0 * (1.0 - aligned / size.sum(axis=(-2, -1)))
     return np.where(num_loops > 0, spread * num_pairs / np.maximum(num_loops, 1), 0.0)
 
 
@@ -116,27 +146,33 @@ def maximum_likelihood(
     """
     power_skew = power - np.swapaxes(power, -2, -1)
     slack = _COST_ROUNDING * power.sum(axis=(-2, -1))
-    c = start(power, correlation)
-    cost, gradient, weights = expand(c, power_skew, power, correlation)
-    active = _edge_phase_variance(c, correlation) <= _MAX_EDGE_PHASE_VARIANCE
+    size = np.abs(correlation)
+    floor = 0.5 * _WEIGHT_FLOOR * size  # |z| is at most |R| / 2
+    phases = spectral_phases(correlation, size)
+    active = _edge_phase_variance(phases, correlation, size) <= _MAX_EDGE_PHASE_VARIANCE
+    c = phases * np.exp(_log_magnitudes(power_skew, size))
+    cost, gradient, weights = _expand(c, power, power_skew, correlation, floor)
     previous = 0.0
     for _ in range(max_iterations):
-        right = np.stack([gradient.real, gradient.imag], axis=-1)
-        x = solve_laplacian(weights, right)
-        step = -(x[..., 0] + 1j * x[..., 1]) * active[..., None]
-        size = np.abs(step).max(axis=-1)
-        length = 1.0 / np.maximum(size, 1.0)
-        trial = c * np.exp(length[..., None] * step)
-        expansion = expand(trial, power_skew, power, correlation)
+        # Real and imaginary part are two right-hand sides of the same real system.
+        step = -solve_laplacian(weights, gradient[..., None].view(float)).view(complex)[..., 0]
+        step *= active[..., None]
+        lengths = np.abs(step).max(axis=-1)
+        largest = lengths.max(initial=0.0)
+        # Convergence is linear, its rate set by the noise: the next step will be about largest^2 / previous. Where the
+        # steps shrink tenfold, the quadratic model holds and the last one needs no check of the cost.
+        if 10.0 * largest < previous and largest**2 < tolerance * previous:
+            return c * np.exp(step)
+        share = 1.0 / np.maximum(lengths, 1.0)
+        trial = c * np.exp(share[..., None] * step)
+        expansion = _expand(trial, power, power_skew, correlation, floor)
         while (worse := expansion[0] > cost + slack).any():
             # After 30 halvings the step is rounding error: stay where we are.
-            length = np.where(worse, np.where(length > 1e-9, 0.5 * length, 0.0), length)
-            trial = c * np.exp(length[..., None] * step)
-            expansion = expand(trial, power_skew, power, correlation)
+            share = np.where(worse, np.where(share > 1e-9, 0.5 * share, 0.0), share)
+            trial = c * np.exp(share[..., None] * step)
+            expansion = _expand(trial, power, power_skew, correlation, floor)
         c, (cost, gradient, weights) = trial, expansion
-        # Convergence is linear, its rate set by the noise: the next step will be about largest^2 / previous.
-        largest = size.max(initial=0.0)
-        if largest * min(largest, previous) < tolerance * previous or largest < tolerance:
+        if largest < tolerance:
             break
         previous = largest
     return c
