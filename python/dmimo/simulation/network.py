@@ -163,6 +163,8 @@ class Network:
         self._filled = self._emitted = start - self._base
         self._x[:, : self._filled] = 0
         self._s[:, : self._past] = 0
+        if self._moving:
+            self._turn[:, : self.latency_samples] = 1  # turns silence, but its rounding errors must not tell the past
         if self._rated:
             self._tx_clocks.flush()
             self._rx_clocks.flush()

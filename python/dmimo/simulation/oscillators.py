@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 
@@ -136,7 +137,7 @@ class Oscillator:
         if not linewidth_hz >= 0.0 or not drift_hz >= 0.0:
             raise ValueError(f"linewidth_hz={linewidth_hz} and drift_hz={drift_hz} must not be negative")
         self.samp_rate, self.cfo_hz, self.tx_phase, self.rx_phase = samp_rate, cfo_hz, tx_phase, rx_phase
-        turns = round(cfo_hz / samp_rate * 2.0**64) % 2**64
+        turns = round(Fraction(cfo_hz) / Fraction(samp_rate) * 2**64) % 2**64
         self.turns = np.uint64(turns)  # 2^-64 per sample
         table = (np.arange(GRID, dtype=np.uint64) * self.turns).view(np.int64) * (2 * np.pi * 2.0**-64)
         self.ramp = table.astype(np.float32)  # CFO phase within a grid block, in [-pi, pi)
