@@ -79,9 +79,10 @@ class calibration_flowgraph(gr.top_block):
         self.msg_connect(self.scheduler, "error", self.scheduler, "status")
 
     def _pin(self) -> None:
-        """All Python blocks on one processor: they share the interpreter lock, and waiting for it costs more."""
+        """All blocks of the loop on one processor: Python ones share the interpreter lock, and waking another processor
+        for each message costs more than it gains."""
         processor = [min(os.sched_getaffinity(0))]
-        members = [block for member in self.nodes for block in member.python_blocks()]
+        members = [block for member in self.nodes for block in member.members()]
         for block in (self.scheduler, self.air, self.calibrator, self.verifier, *members):
             if block is not None:
                 block.set_processor_affinity(processor)

@@ -12,7 +12,8 @@ from . import messages
 from .guard import guarded
 from .timetags import RX_TIME, rate_ratio, sample_from_pmt
 
-LOST = "lost"
+LOST, NOT_FINITE = "lost", "samples are not finite"
+BURSTS = pmt.intern("bursts")
 
 
 class burst_receiver(gr.sync_block):
@@ -20,7 +21,7 @@ class burst_receiver(gr.sync_block):
 
     The time of a sample follows from the last `rx_time` tag (at the start and after every discontinuity). Recent samples
     are kept in a ring, so a grant may come before or after its samples. A slot that a discontinuity cuts, or that is
-    older than the ring, is published empty with status "lost".
+    older than the ring, is published empty with status "lost", one with NaN or infinity with "samples are not finite".
 
     Parameters
     ----------
@@ -107,10 +108,14 @@ class burst_receiver(gr.sync_block):
             start, slot, attempt = self._waiting.pop(0)
             grant = Grant(slot, attempt, start)
             if start < self._first:
-                message = messages.burst_to_pmt(self._header, grant, messages.EMPTY_BURST, status=LOST)
+                message = messages.received_burst(self._header, grant, None, LOST)
             else:
-                message = messages.burst_to_pmt(self._header, grant, self._cut(start), status="ok")
-            self.message_port_pub(pmt.intern("bursts"), message)
+                samples = self._cut(start)
+                # The sum is finite only if every sample is.
+                finite = np.isfinite(samples.sum())
+                message = messages.received_burst(self._header, grant, samples if finite else None,
+                                                  "ok" if finite else NOT_FINITE)
+            self.message_port_pub(BURSTS, message)
 
     def _cut(self, start: int) -> np.ndarray:
         length = self._ring.shape[1]

@@ -43,6 +43,9 @@ class collector(gr.basic_block):
             self._produce(messages.get(message, "phase"))
         elif kind == "product":
             self._collector.update(messages.product(message))
+        elif kind == "begin":
+            self._results.clear()
+            self._grants.clear()
         elif kind == "end":
             self._post(messages.SYSTEM, messages.DONE)
 

@@ -8,19 +8,19 @@ type     keys                                                meaning
 ======== =================================================== ==========================================================
 begin    run, epoch, hash                                    hold this schedule and answer `ready`
 grant    run, epoch, grants                                  attempts at slots: s64vector (slot, attempt, start) ...
-query    run                                                 answer `alive`
-phase    run, phase, grants                                  the phase is complete: publish its results
-product  run, phase, trusted, reasons, values                what a phase produced: answer `taken`
-end      run, error                                          the run is over; error is empty where it succeeded
-ready    node, hash
-ack      node, slot, attempt, status                         status: ok, or what went wrong
-taken    node, phase
-alive    node
-results  node, phase, values                                 from a node to the collectors
+query    run, epoch                                          answer `alive`
+phase    run, epoch, phase, grants                           the phase is complete: publish its results
+product  run, epoch, phase, trusted, reasons, values         what a phase produced: answer `taken`
+end      run, epoch, error                                   the run is over; error is empty where it succeeded
+ready    run, epoch, node, hash
+ack      run, epoch, node, slot, attempt, status             status: ok, or what went wrong
+taken    run, epoch, node, phase
+alive    run, epoch, node
+results  run, epoch, node, phase, values                     from a node to the collectors
 ======== =================================================== ==========================================================
 
-A burst is a PDU ``(dict . c32vector)`` with samples port-major and the keys `slot`, `attempt`, `start`, `node`,
-`purpose`, `num_ports`; received bursts add `status`, bursts to send add `beam` and are empty for silence.
+A burst is a PDU ``(dict . c32vector)`` with samples port-major. A burst to send has the keys `tx_time`, `beam` and
+`slot`, which become tags; a received one `slot`, `attempt`, `start`, `node`, `num_ports` and `status`.
 """
 
 import struct
@@ -33,6 +33,8 @@ import pmt
 from ..protocols.slots import Grant, Product
 
 TYPE = pmt.intern("type")
+TX_TIME = pmt.intern("tx_time")
+RUN = pmt.intern("run")
 NODE = pmt.intern("node")
 SLOT = pmt.intern("slot")
 ATTEMPT = pmt.intern("attempt")
@@ -40,10 +42,12 @@ START = pmt.intern("start")
 STATUS = pmt.intern("status")
 BEAM = pmt.intern("beam")
 NUM_PORTS = pmt.intern("num_ports")
-PURPOSE = pmt.intern("purpose")
 GRANTS = pmt.intern("grants")
 SYSTEM = pmt.intern("system")
 DONE = pmt.cons(pmt.intern("done"), pmt.from_long(1))  # to a block's own system port: it has finished
+OK = pmt.intern("ok")
+_ACK_KEYS = (RUN, NODE, SLOT, ATTEMPT, STATUS)
+_GRANT_KEYS = (SLOT, ATTEMPT, START)
 EMPTY_BURST = pmt.init_c32vector(0, [])
 
 # Serialised uniform vectors: tag, element type, count, padding length, one padding byte, big-endian data. This way
@@ -116,9 +120,7 @@ def encode(kind: str, **fields):
 
 def kind(message) -> str:
     """Type of a control or status message; empty for anything else."""
-    if not pmt.is_dict(message) or pmt.is_null(message):
-        return ""
-    value = pmt.dict_ref(message, TYPE, pmt.PMT_NIL)
+    value = pmt.dict_ref(message, TYPE, pmt.PMT_NIL) if pmt.is_dict(message) else pmt.PMT_NIL
     return pmt.symbol_to_string(value) if pmt.is_symbol(value) else ""
 
 
@@ -157,6 +159,20 @@ def grants(message) -> list[Grant]:
     return [Grant(*flat[k : k + 3]) for k in range(0, len(flat), 3)]
 
 
+def ack_to_pmt(header, grant: Grant, status: str):
+    """`ack` message on a header made by ``encode("ack", run=..., epoch=..., node=...)``."""
+    ack = pmt.dict_add(header, SLOT, pmt.from_long(grant.slot))
+    ack = pmt.dict_add(ack, ATTEMPT, pmt.from_long(grant.attempt))
+    return pmt.dict_add(ack, STATUS, OK if status == "ok" else pmt.intern(status))
+
+
+def ack(message) -> tuple[int, str, int, int, str]:
+    """Run, node, slot, attempt and status of an `ack` message."""
+    run, node, slot, attempt, status = (pmt.dict_ref(message, key, pmt.PMT_NIL) for key in _ACK_KEYS)
+    return (pmt.to_long(run), pmt.symbol_to_string(node), pmt.to_long(slot), pmt.to_long(attempt),
+            pmt.symbol_to_string(status))
+
+
 def product_to_pmt(product: Product, **fields):
     """`product` message."""
     return encode("product", phase=product.phase, trusted=product.trusted, reasons=product.reasons,
@@ -170,45 +186,48 @@ def product(message) -> Product:
 
 @dataclass(frozen=True, slots=True)
 class Burst:
-    """Samples of one attempt at a slot; `samples` is complex64 (num_ports, n), with n = 0 for silence."""
+    """What a node's ports received in one attempt at a slot: complex64 (num_ports, n), n = 0 unless `status` is ok."""
 
     grant: Grant
     samples: np.ndarray
     status: str = "ok"
-    beam: int = 0
+
+
+def transmit_burst(tx_time, beam: int, slot: int, vector):
+    """Burst PDU to send: every key becomes a tag on its first sample. `vector` is a c32vector, port-major."""
+    meta = pmt.dict_add(pmt.make_dict(), TX_TIME, tx_time)
+    meta = pmt.dict_add(meta, BEAM, pmt.from_long(beam))
+    return pmt.cons(pmt.dict_add(meta, SLOT, pmt.from_long(slot)), vector)
 
 
 def burst_header(node: str, num_ports: int):
-    """Keys of a burst that are the same in all bursts of a node."""
+    """Keys of a received burst that are the same in all bursts of a node."""
     header = pmt.dict_add(pmt.make_dict(), NODE, pmt.intern(node))
     return pmt.dict_add(header, NUM_PORTS, pmt.from_long(num_ports))
 
 
-def burst_to_pmt(header, grant: Grant, samples, *, beam: int | None = None, status: str | None = None,
-                 purpose: str | None = None):
-    """Burst PDU on a `burst_header`; `samples` is an array or an already encoded c32vector."""
+def received_burst(header, grant: Grant, samples: np.ndarray | None, status: str = "ok"):
+    """Received burst PDU on a `burst_header`; None for a slot without usable samples."""
     meta = pmt.dict_add(header, SLOT, pmt.from_long(grant.slot))
     meta = pmt.dict_add(meta, ATTEMPT, pmt.from_long(grant.attempt))
     meta = pmt.dict_add(meta, START, pmt.from_long(grant.start))
-    if beam is not None:
-        meta = pmt.dict_add(meta, BEAM, pmt.from_long(beam))
-    if status is not None:
-        meta = pmt.dict_add(meta, STATUS, pmt.intern(status))
-    if purpose is not None:
-        meta = pmt.dict_add(meta, PURPOSE, pmt.intern(purpose))
-    return pmt.cons(meta, vector_to_pmt(samples) if isinstance(samples, np.ndarray) else samples)
+    meta = pmt.dict_add(meta, STATUS, OK if status == "ok" else pmt.intern(status))
+    return pmt.cons(meta, EMPTY_BURST if samples is None else vector_to_pmt(samples))
+
+
+def burst_head(message) -> tuple[Grant, str]:
+    """Attempt and status of a received burst, without its samples."""
+    meta = pmt.car(message)
+    slot, attempt, start = (pmt.to_long(pmt.dict_ref(meta, key, pmt.PMT_NIL)) for key in _GRANT_KEYS)
+    return Grant(slot, attempt, start), pmt.symbol_to_string(pmt.dict_ref(meta, STATUS, OK))
 
 
 def burst(message) -> Burst:
-    """Content of a burst PDU; ValueError if it is none."""
+    """Content of a received burst PDU; ValueError if it is none."""
     if not (pmt.is_pair(message) and pmt.is_c32vector(pmt.cdr(message))):
         raise ValueError("message is no burst: must be a pair of a dictionary and a c32vector")
-    meta = pmt.car(message)
-    grant = Grant(*(pmt.to_long(pmt.dict_ref(meta, key, pmt.PMT_NIL)) for key in (SLOT, ATTEMPT, START)))
-    num_ports = pmt.to_long(pmt.dict_ref(meta, NUM_PORTS, pmt.PMT_NIL))
-    vector = pmt.cdr(message)
-    samples = vector_from_pmt(vector) if pmt.length(vector) else np.zeros(0, np.complex64)
-    status = pmt.dict_ref(meta, STATUS, pmt.PMT_NIL)
-    beam = pmt.dict_ref(meta, BEAM, pmt.PMT_NIL)
-    return Burst(grant, samples.reshape(num_ports, -1), "ok" if pmt.is_null(status) else pmt.symbol_to_string(status),
-                 0 if pmt.is_null(beam) else pmt.to_long(beam))
+    grant, status = burst_head(message)
+    num_ports = pmt.to_long(pmt.dict_ref(pmt.car(message), NUM_PORTS, pmt.PMT_NIL))
+    data = pmt.serialize_str(pmt.cdr(message))
+    samples = np.frombuffer(data, ">f4", offset=_HEADER.size).astype(np.float32).view(np.complex64)
+    return Burst(grant, samples.reshape(num_ports, -1), status)

@@ -35,22 +35,23 @@ class node(gr.hier_block2):
             self.message_port_register_hier_out(port)
         self.message_port_register_hier_in("control")
         slot_samples = schedule.slot_samples
-        self.role = role(name, num_ports, schedule, roles, silent_from, unacknowledged)
-        self.transmitter = burst_transmitter(num_ports, slot_samples, samp_rate, fill)
+        self.role = role(name, num_ports, schedule, roles, samp_rate, fill, silent_from, unacknowledged)
+        self.transmitter = burst_transmitter(num_ports, slot_samples)
         self.receiver = burst_receiver(name, num_ports, slot_samples, samp_rate)
         for port in range(num_ports):
             self.connect((self, port), (self.receiver, port))
             self.connect((self.transmitter, port), (self, port))
         self.msg_connect(self, "control", self.role, "control")
-        self.msg_connect(self, "control", self.transmitter, "control")
+        self.msg_connect(self.role, "end", self.transmitter, "end")
         self.msg_connect(self.role, "tx", self.transmitter, "bursts")
         self.msg_connect(self.role, "arm", self.receiver, "grants")
         self.msg_connect(self.receiver, "bursts", self.role, "rx")
         self.msg_connect(self.role, "results", self, "results")
         self.msg_connect(self.role, "status", self, "status")
-        for block in (self.role, self.transmitter, self.receiver):
+        failing = [self.role, self.receiver, *([self.transmitter] if num_ports > 1 else [])]
+        for block in failing:
             self.msg_connect(block, "error", self, "status")
 
-    def python_blocks(self):
-        """Blocks whose work runs in Python, for a common processor affinity."""
-        return self.role, self.transmitter, self.receiver
+    def members(self):
+        """Blocks inside, for a common processor affinity."""
+        return [self.role, self.receiver, *self.transmitter.members()]

@@ -10,15 +10,18 @@ from gnuradio import gr
 from ..protocols.slots import Grant, Role, Schedule
 from . import messages
 from .guard import guarded
+from .timetags import rate_ratio, time_to_pmt
 
 TX, ARM, STATUS, RESULTS = (pmt.intern(name) for name in ("tx", "arm", "status", "results"))
+SYSTEM, END = messages.SYSTEM, pmt.intern("end")
 
 
 class role(gr.basic_block):
     """Runs protocol roles for one node: each acts in the slots whose purpose it owns.
 
     For every granted slot the receive window is armed first, then the burst (or silence) is sent; what the ports
-    received is given to the role and acknowledged. Grants and bursts that come twice are dropped.
+    received is acknowledged and given to the role: at once if the role is `reactive`, otherwise when the phase ends.
+    Grants and bursts that come twice are dropped.
 
     Parameters
     ----------
@@ -26,33 +29,41 @@ class role(gr.basic_block):
     num_ports : int
     schedule : Schedule
     roles : sequence of Role
+    samp_rate : float
+        For the time of bursts.
+    fill : bool
+        Send zeros in silent slots, so that a simulated network advances all nodes alike; False for a radio.
     silent_from : int, optional
         Simulated fault: from this slot on the node no longer reacts to anything.
     unacknowledged : mapping of slot to int
         Simulated fault: how many of the slot's acknowledgements are lost.
     """
 
-    def __init__(self, node: str, num_ports: int, schedule: Schedule, roles: Sequence[Role],
-                 silent_from: int | None = None, unacknowledged: dict[int, int] | None = None):
+    def __init__(self, node: str, num_ports: int, schedule: Schedule, roles: Sequence[Role], samp_rate: float,
+                 fill: bool = True, silent_from: int | None = None, unacknowledged: dict[int, int] | None = None):
         gr.basic_block.__init__(self, "role", None, None)
-        self._node = node
         self._schedule = schedule
         self._roles = tuple(roles)
         self._by_purpose = {purpose: role for role in roles for purpose in role.purposes}
         missing = sorted({slot.purpose for slot in schedule.slots} - set(self._by_purpose))
         if missing:
             raise ValueError(f"roles: node {node} has none for slots of purpose {missing}")
-        self._header = messages.burst_header(node, num_ports)
+        self._rate = rate_ratio(samp_rate)
+        silence = np.zeros(num_ports * schedule.slot_samples, np.complex64)
+        self._silence = messages.vector_to_pmt(silence) if fill else None
+        self._num_ports = num_ports
         self._silent_from = silent_from
         self._silent = False
         self._unacknowledged = dict(unacknowledged or {})
         self._granted: dict[tuple[int, int], Grant] = {}
+        self._kept: list = []
         self._encoded: tuple[np.ndarray | None, object] = (None, None)
-        self._ack = messages.encode("ack", node=node)
+        self._identity = {"run": 0, "epoch": 0, "node": node}
+        self._ack = messages.encode("ack", **self._identity)
         for port, handler in (("control", self.handle_control), ("rx", self.handle_rx)):
             self.message_port_register_in(pmt.intern(port))
             self.set_msg_handler(pmt.intern(port), handler)
-        for port in ("tx", "arm", "status", "results", "error"):
+        for port in ("tx", "arm", "status", "results", "end", "error"):
             self.message_port_register_out(pmt.intern(port))
 
     @guarded
@@ -60,14 +71,14 @@ class role(gr.basic_block):
         """React to a message of the scheduler."""
         kind = messages.kind(message)
         if kind == "end":
-            self._post(messages.SYSTEM, messages.DONE)
+            self.message_port_pub(END, messages.DONE)
+            self._post(SYSTEM, messages.DONE)
         elif self._silent:
             return
         elif kind == "grant":
             self._grant(message)
         elif kind == "begin":
-            self._granted.clear()
-            self._status("ready", hash=self._schedule.hash)
+            self._begin(message)
         elif kind == "query":
             self._status("alive")
         elif kind == "phase":
@@ -77,6 +88,13 @@ class role(gr.basic_block):
             for role in self._roles:
                 role.update(product)
             self._status("taken", phase=product.phase)
+
+    def _begin(self, message) -> None:
+        self._granted.clear()
+        self._kept.clear()
+        self._identity |= {key: messages.get(message, key) for key in ("run", "epoch")}
+        self._ack = messages.encode("ack", **self._identity)
+        self._status("ready", hash=self._schedule.hash)
 
     def _grant(self, message) -> None:
         grants = messages.grants(message)
@@ -93,45 +111,57 @@ class role(gr.basic_block):
             slot = self._schedule.slots[grant.slot]
             role = self._by_purpose[slot.purpose]
             samples = role.transmit(slot, grant.start)
-            self.message_port_pub(TX, messages.burst_to_pmt(self._header, grant, self._encode(samples),
-                                                            beam=role.beam(slot), purpose=slot.purpose))
+            vector = self._encode(grant, role.transmit(slot, grant.start))
+            if vector is not None:
+                time = time_to_pmt(grant.start, self._rate)
+                self.message_port_pub(TX, messages.transmit_burst(time, role.beam(slot), grant.slot, vector))
 
-    def _encode(self, samples: np.ndarray | None):
-        """Encoded samples; a burst that is sent again and again is encoded once."""
+    def _encode(self, grant: Grant, samples: np.ndarray | None):
+        """Encoded samples; a burst that is sent again and again is encoded once. None: nothing to send."""
         if samples is None:
-            return messages.EMPTY_BURST
+            return self._silence
         if self._encoded[0] is not samples:
+            num_ports, length = samples.shape
+            longest = self._schedule.slot_samples
+            if num_ports != self._num_ports or length > longest or (self._silence is not None and length != longest):
+                raise ValueError(f"slot {grant.slot}: burst of {num_ports} ports x {length} samples, must be "
+                                 f"{self._num_ports} ports x {longest} samples")
             self._encoded = (samples, messages.vector_to_pmt(samples))
         return self._encoded[1]
 
     @guarded
     def handle_rx(self, message):
         """Take what the ports received in a granted slot."""
-        burst = messages.burst(message)
-        key = (burst.grant.slot, burst.grant.attempt)
-        if self._silent or self._granted.get(key) != burst.grant:
+        grant, status = messages.burst_head(message)
+        key = (grant.slot, grant.attempt)
+        if self._silent or self._granted.get(key) != grant:
             return
         # The grant stays known as taken, so that a copy of it or of its burst is dropped.
         self._granted[key] = None
-        status = burst.status
-        if status == "ok" and not np.isfinite(burst.samples.sum()):
-            status = "samples are not finite"
         if status == "ok":
-            slot = self._schedule.slots[burst.grant.slot]
-            self._by_purpose[slot.purpose].receive(slot, burst.grant, burst.samples)
-        if self._unacknowledged.get(burst.grant.slot, 0):
-            self._unacknowledged[burst.grant.slot] -= 1
-            return
-        ack = pmt.dict_add(self._ack, messages.SLOT, pmt.from_long(burst.grant.slot))
-        ack = pmt.dict_add(ack, messages.ATTEMPT, pmt.from_long(burst.grant.attempt))
-        self.message_port_pub(STATUS, pmt.dict_add(ack, messages.STATUS, pmt.intern(status)))
+            if self._by_purpose[self._schedule.slots[grant.slot].purpose].reactive:
+                self._receive(message)
+            else:
+                self._kept.append(message)
+        if self._unacknowledged.get(grant.slot, 0):
+            self._unacknowledged[grant.slot] -= 1
+        else:
+            self.message_port_pub(STATUS, messages.ack_to_pmt(self._ack, grant, status))
+
+    def _receive(self, message) -> None:
+        burst = messages.burst(message)
+        slot = self._schedule.slots[burst.grant.slot]
+        self._by_purpose[slot.purpose].receive(slot, burst.grant, burst.samples)
 
     def _publish_results(self, message) -> None:
         grants = messages.grants(message)
         phase = messages.get(message, "phase")
+        for kept in self._kept:
+            self._receive(kept)
+        self._kept.clear()
         # A phase belongs to one role.
         values = self._by_purpose[self._schedule.slots[grants[0].slot].purpose].results(grants)
-        self.message_port_pub(RESULTS, messages.encode("results", node=self._node, phase=phase, values=values or {}))
+        self.message_port_pub(RESULTS, messages.encode("results", phase=phase, values=values or {}, **self._identity))
 
     def _status(self, kind: str, **fields) -> None:
-        self.message_port_pub(STATUS, messages.encode(kind, node=self._node, **fields))
+        self.message_port_pub(STATUS, messages.encode(kind, **self._identity, **fields))

@@ -28,21 +28,28 @@ class slot_scheduler(gr.basic_block):
     max_attempts : int
         Attempts at one slot before the run fails.
     watchdog_s : float
-    run, epoch : int
+    epoch : int
         Carried in every message.
     guard_samples : int
         Idle samples after a phase.
+    runs : int
+        How often to walk through the schedule; 0: until the flowgraph is stopped.
+    pause_samples : int
+        Idle samples between runs.
     """
 
-    def __init__(self, schedule: Schedule, max_attempts: int = 3, watchdog_s: float = 20.0, run: int = 0, epoch: int = 0,
-                 guard_samples: int = 0):
+    def __init__(self, schedule: Schedule, max_attempts: int = 3, watchdog_s: float = 20.0, epoch: int = 0,
+                 guard_samples: int = 0, runs: int = 1, pause_samples: int = 0):
         gr.basic_block.__init__(self, "slot_scheduler", None, None)
         if not watchdog_s > 0:
             raise ValueError(f"watchdog_s = {watchdog_s}: must be positive")
         self._schedule = schedule
-        self._machine = machine.SlotScheduler(schedule, max_attempts=max_attempts, guard_samples=guard_samples)
-        self._identity = {"run": run, "epoch": epoch}
-        self._grant = messages.encode("grant", **self._identity)
+        if runs < 0 or pause_samples < 0:
+            raise ValueError(f"runs = {runs}, pause_samples = {pause_samples}: must not be negative")
+        self._options = {"max_attempts": max_attempts, "guard_samples": guard_samples}
+        self._runs, self._pause_samples = runs, pause_samples
+        self._epoch = epoch
+        self._prepare(0, 0)
         self._watchdog_s = watchdog_s
         self._watchdog: threading.Thread | None = None
         self._events = 0
@@ -72,9 +79,18 @@ class slot_scheduler(gr.basic_block):
         """First absolute sample after the last slot released."""
         return self._machine.end_sample
 
-    def start(self):
+    def _prepare(self, run: int, first_start: int) -> None:
+        self._machine = machine.SlotScheduler(self._schedule, first_start=first_start, **self._options)
+        self._identity = {"run": run, "epoch": self._epoch}
+        self._grant = messages.encode("grant", **self._identity)
+
+    def _begin(self) -> None:
         """Ask all nodes whether they hold the schedule."""
         self.message_port_pub(CONTROL, messages.encode("begin", hash=self._schedule.hash, **self._identity))
+
+    def start(self):
+        """Begin the run."""
+        self._begin()
         self._watchdog = threading.Thread(target=self._watch, name="slot_scheduler watchdog", daemon=True)
         self._watchdog.start()
         return True
@@ -96,11 +112,9 @@ class slot_scheduler(gr.basic_block):
         kind = messages.kind(message)
         self._events += 1
         if kind == "ack":
-            node, status = (pmt.symbol_to_string(pmt.dict_ref(message, key, pmt.PMT_NIL))
-                            for key in (messages.NODE, messages.STATUS))
-            slot, attempt = (pmt.to_long(pmt.dict_ref(message, key, pmt.PMT_NIL))
-                             for key in (messages.SLOT, messages.ATTEMPT))
-            self._act(self._machine.acknowledge(node, slot, attempt, status))
+            run, *acknowledged = messages.ack(message)
+            if run == self._identity["run"]:
+                self._act(self._machine.acknowledge(*acknowledged))
         elif kind == "ready":
             self._act(self._machine.ready(messages.get(message, "node"), messages.get(message, "hash")))
         elif kind == "taken":
@@ -150,6 +164,11 @@ class slot_scheduler(gr.basic_block):
                     self._finish(error)
 
     def _finish(self, error: str | None) -> None:
+        run = self._identity["run"]
+        if error is None and (self._runs == 0 or run + 1 < self._runs):
+            self._prepare(run + 1, self._machine.end_sample + self._pause_samples)
+            self._begin()
+            return
         self.error = error
         message = messages.encode("end", error=error or "", **self._identity)
         self.message_port_pub(CONTROL, message)

@@ -5,7 +5,6 @@ from fractions import Fraction
 
 import pmt
 
-TX_TIME = pmt.intern("tx_time")
 RX_TIME = pmt.intern("rx_time")
 MAX_RESIDUAL_SAMPLES = 0.01
 
@@ -28,8 +27,10 @@ def sample_from_pmt(value, rate: Fraction) -> int:
     if not (pmt.is_tuple(value) and pmt.length(value) == 2):
         raise ValueError(f"time tag {value}: must be a tuple of whole seconds and fraction")
     seconds, fraction = pmt.to_uint64(pmt.tuple_ref(value, 0)), pmt.to_double(pmt.tuple_ref(value, 1))
-    exact = seconds * rate + Fraction(fraction) * rate
+    # Whole samples in integers; only what is left, less than a second, in floating point.
+    whole, rest = divmod(seconds * rate.numerator, rate.denominator)
+    exact = (rest + fraction * rate.numerator) / rate.denominator
     sample = round(exact)
     if abs(exact - sample) > MAX_RESIDUAL_SAMPLES:
-        raise ValueError(f"time tag ({seconds}, {fraction}): {float(exact - sample):+.3f} samples off the sample grid")
-    return sample
+        raise ValueError(f"time tag ({seconds}, {fraction}): {exact - sample:+.3f} samples off the sample grid")
+    return whole + sample

@@ -95,6 +95,7 @@ class SweepRole:
     """
 
     purposes = frozenset({PURPOSE})
+    reactive = False
 
     def __init__(self, node, layouts: Mapping[str, SlotLayout], nodes: Sequence[str], num_subbands: int):
         self._node = node

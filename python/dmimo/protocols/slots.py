@@ -147,6 +147,8 @@ class Role(Protocol):
     """What one node does in the slots of some purposes."""
 
     purposes: frozenset[str]
+    reactive: bool
+    """Whether `receive` must come at once, since what is sent next depends on it; otherwise before `results`."""
 
     def beam(self, slot: Slot) -> int:
         """Beam of the node's ports in this slot."""

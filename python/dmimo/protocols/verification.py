@@ -97,6 +97,7 @@ class VerificationRole:
     """What one node does in the verification; APs learn their beam and weights from the products."""
 
     purposes = frozenset({TRAINING, UPLINK, DOWNLINK})
+    reactive = False
 
     def __init__(self, node: str, plan: Plan):
         self._node = node
@@ -261,7 +262,9 @@ class Verifier:
             self.report["uncalibrated_gain_db"] = _db(starts.mean() / scattered)
             self.report["uncalibrated_gain_std_db"] = _db_std(starts, scattered)
             self.report["random_starts_db"] = [_db(value / scattered) for value in starts]
-        return Product(DOWNLINK, {"coherent_gain_db": self.report["coherent_gain_db"]})
+        gains = [self.report.get(f"{name}_db", np.nan)
+                 for name in ("coherent_gain", "ideal_gain", "uncalibrated_gain", "best_single_node")]
+        return Product(DOWNLINK, {"gains_db": np.array(gains)})
 
 
 def _combine_repeats(h: np.ndarray) -> np.ndarray:
