@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 from gnuradio.dmimo import experiments
-from gnuradio.dmimo.experiments import CampaignError, Timeouts, beam_sweep, executors, registry
+from gnuradio.dmimo.experiments import CampaignError, Timeouts, beam_sweep, campaign, executors, registry
 
 FIGURE = "beam-sweep-1"
 SMALL = {"snr_db": [10.0, 20.0]}
@@ -214,11 +214,13 @@ def test_a_name_can_be_registered_once(toy):
         registry.register("toy", title="", plot="", trials=1, defaults={}, summarise=None)(lambda *_: {})
 
 
-def test_a_worker_of_another_version_refuses(toy):
-    from gnuradio.dmimo.experiments.campaign import compute
-
-    with pytest.raises(CampaignError, match=r"this worker has version .* was started with 0\.0\.0"):
-        compute("toy", "0.0.0", {"scale": 1.0}, 1, 0, 4)
+def test_chunks_of_other_code_are_refused_by_workers_and_directories(tmp_path, toy, monkeypatch):
+    with pytest.raises(CampaignError, match="this worker has other code"):
+        campaign.compute("toy", "0123456789abcdef", {"scale": 1.0}, 1, 0, 4)
+    run(tmp_path, "toy", trials=4)
+    monkeypatch.setattr(campaign, "code_fingerprint", lambda: "0123456789abcdef")
+    with pytest.raises(ValueError, match=r"code is .* there and '0123456789abcdef' here"):
+        run(tmp_path, "toy", trials=4)
 
 
 def test_an_unreachable_scheduler_is_an_error_within_the_limit(tmp_path):

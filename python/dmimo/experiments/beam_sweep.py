@@ -8,6 +8,7 @@ import numpy as np
 from ..core import bounds, metrics, reciprocity
 from ..core.waveforms import dft_codebook
 from ..simulation.hardware import Panel, draw_gains
+from ..simulation.propagation import Rayleigh, Site
 from .registry import register
 
 CURVES = {
@@ -91,19 +92,18 @@ def _draw(configuration: Mapping, rng: np.random.Generator):
     """
     num_nodes, num_antennas = configuration["num_nodes"], configuration["num_antennas"]
     panel = Panel(num_antennas, dft_codebook(num_antennas, configuration["beams"]))
-    num_beams = panel.codebook.shape[1]
+    sites = [Site(f"ap{m}", num_antennas=num_antennas) for m in range(num_nodes)]
+    air = Rayleigh(seed=int(rng.integers(2**63)))
+    num_beams = panel.num_beams
     t, r = draw_gains(rng, num_nodes), draw_gains(rng, num_nodes)
     sweep = np.zeros((num_nodes, num_nodes, num_beams, num_beams), np.complex128)
     for i in range(num_nodes):
         for j in range(i + 1, num_nodes):
-            beamed = panel.codebook.T @ _complex_normal(rng, (num_antennas, num_antennas)) @ panel.codebook
+            antennas = air.paths(sites[i], sites[j], samp_rate=1.0).gains[0, :, 0, :, 0]
+            beamed = panel.codebook.T @ antennas @ panel.codebook
             sweep[i, j], sweep[j, i] = r[i] * t[j] * beamed, r[j] * t[i] * beamed.T
-    noise = _complex_normal(rng, sweep.shape)
+    noise = np.sqrt(0.5) * (rng.standard_normal(sweep.shape) + 1j * rng.standard_normal(sweep.shape))
     choice = rng.integers(num_beams**2, size=(num_nodes, num_nodes))
     choice = np.triu(choice, 1) + np.triu(choice, 1).T
     return t / r, reciprocity.pair_beam_sweep(sweep), reciprocity.pair_beam_sweep(noise), choice
 
-
-def _complex_normal(rng: np.random.Generator, shape) -> np.ndarray:
-    """Entries CN(0, 1)."""
-    return (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)) / np.sqrt(2)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Runs the trials of a figure in chunks, keeps every finished chunk, and writes the result, its report and its plot."""
 
+import functools
 import hashlib
 import io
 import json
@@ -83,7 +84,7 @@ def run(
     Raises
     ------
     ValueError
-        If a parameter is wrong, or `output` holds the chunks of another campaign.
+        If a parameter is wrong, or `output` holds the chunks of another campaign: other seed, configuration or code.
     CampaignError
         If the workers fail. Finished chunks are kept.
     """
@@ -102,7 +103,7 @@ def run(
     done = wanted - sum(stop - start for start, stop in missing)
     report = (lambda *_: None) if progress is None else progress
     report(min(done, trials), trials)
-    tasks = [(name, __version__, configuration, seed, start, stop) for start, stop in missing]
+    tasks = [(name, code_fingerprint(), configuration, seed, start, stop) for start, stop in missing]
     if scheduler == "synchronous" or (scheduler is None and len(tasks) < 2):
         results = in_process(compute, tasks)
     else:
@@ -116,16 +117,17 @@ def run(
     return _write(figure, configuration, seed, trials, arrays, output)
 
 
-def compute(name: str, version: str, configuration: dict, seed: int, start: int, stop: int) -> dict[str, np.ndarray]:
+def compute(name: str, code: str, configuration: dict, seed: int, start: int, stop: int) -> dict[str, np.ndarray]:
     """Arrays of trials `start` to `stop` - 1, both multiples of the figure's block; runs on a worker.
 
     Raises
     ------
     CampaignError
-        If the worker has another version, or the figure returns something that is not one entry per trial.
+        If the worker has other code, or the figure returns something that is not one entry per trial.
     """
-    if version != __version__:
-        raise CampaignError(f"this worker has version {__version__}, the campaign was started with {version}")
+    if code != code_fingerprint():
+        raise CampaignError(f"this worker has other code ({__version__}, {code_fingerprint()}) than the campaign "
+                            f"({code}): install the same version")
     figure = registry.figure(name)
     blocks = []
     for first in range(start, stop, figure.block):
@@ -137,6 +139,19 @@ def compute(name: str, version: str, configuration: dict, seed: int, start: int,
                                     f"or array of numbers for each of {figure.block} trials")
         blocks.append(arrays)
     return {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
+
+
+@functools.cache
+def code_fingerprint() -> str:
+    """Hash of the sources that trials are computed with: chunks of different code must not be mixed, whatever the
+    version number says.
+    """
+    package = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for part in ("core", "experiments", "simulation"):
+        for path in sorted((package / part).glob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 class _Store:
@@ -208,8 +223,8 @@ def _write(figure, configuration, seed, trials, arrays, output: Path) -> Result:
 
 def _identity(figure, seed: int, configuration: dict) -> dict:
     """What the result of each trial depends on."""
-    identity = {"figure": figure.name, "version": __version__, "seed": seed, "block": figure.block,
-                "configuration": configuration}
+    identity = {"figure": figure.name, "version": __version__, "code": code_fingerprint(), "seed": seed,
+                "block": figure.block, "configuration": configuration}
     return {**identity, "configuration_hash": hashlib.sha256(_canonical(identity)).hexdigest()}
 
 
