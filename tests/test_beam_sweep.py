@@ -17,7 +17,7 @@ def parts(order, *, window=4):
     layouts = {ap: SlotLayout(320, 8, symbol, PORTS[ap], 4) for ap in APS}
     slots = beam_sweep.sweep_slots(tuple(PORTS), APS, BEAMS, order)
     schedule = build_schedule(tuple(PORTS), 320, [(beam_sweep.PHASE, window, slots)])
-    roles = {node: beam_sweep.SweepRole(node, layouts, tuple(PORTS), 6) for node in PORTS}
+    roles = {node: beam_sweep.SweepRole(node, layouts, tuple(PORTS)) for node in PORTS}
     return schedule, layouts, roles
 
 

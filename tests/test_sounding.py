@@ -205,3 +205,14 @@ def test_matched_filter_recovers_a_flat_channel_with_the_noise_of_one_sample():
 def test_no_silence_raises():
     with pytest.raises(ValueError, match="samples is empty"):
         sounding.noise_variance(np.zeros((3, 0)))
+
+
+@pytest.mark.parametrize("delay", [0, 19, -7])
+def test_common_delay_is_found_and_its_removal_keeps_the_energy_of_sub_bands(delay):
+    symbol = waveforms.SoundingSymbol(128, 96, 32)
+    rng = np.random.default_rng(4)
+    flat = rng.normal(size=(5, 3, 1)) + 1j * rng.normal(size=(5, 3, 1))
+    h = flat * np.exp(-2j * np.pi * symbol.bins * delay / 128)
+    assert sounding.common_delay(h, symbol) == pytest.approx(delay, abs=1e-9)
+    kept = sounding.subband_average(sounding.advance(h, symbol, delay), 12)
+    np.testing.assert_allclose(kept, np.broadcast_to(flat, kept.shape), rtol=1e-9)

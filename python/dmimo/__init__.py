@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 # Each block is a class of the same name in gnuradio.dmimo.blocks.<name>.
 _BLOCKS = (
+    "beam_sweep_role",
     "burst_receiver",
     "burst_transmitter",
     "calibrator",
@@ -18,9 +19,11 @@ _BLOCKS = (
     "node",
     "pilot_source",
     "precoder",
+    "product_probe",
     "role",
     "simulated_network",
     "slot_scheduler",
+    "verification_role",
     "verifier",
 )
 

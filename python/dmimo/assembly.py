@@ -4,6 +4,7 @@
 Needs no GNU Radio; the flowgraph and the blocks of a GRC user are built from the same `Assembly`.
 """
 
+import sys
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -101,8 +102,7 @@ class Assembly:
     def roles(self, name: str) -> list[Role]:
         """New roles of a node."""
         self._known(name)
-        roles: list[Role] = [
-            beam_sweep.SweepRole(name, self.layouts, tuple(self._nodes), self.testbed.slots.num_subbands)]
+        roles: list[Role] = [beam_sweep.SweepRole(name, self.layouts, tuple(self._nodes))]
         if self.verifies:
             roles.append(verification.VerificationRole(name, self.plan))
         return roles
@@ -197,6 +197,27 @@ class Assembly:
     def _known(self, name: str) -> None:
         if name not in self._nodes:
             raise ValueError(f"name = {name!r}: the testbed has the nodes {list(self._nodes)}")
+
+
+def find_testbed(filename: str | Path) -> Path:
+    """Path of a testbed file named in a flowgraph, whose program may be run from any directory.
+
+    A relative name is looked for in the current directory, then beside the running program or the flowgraph (.grc) that
+    is being compiled, then among the examples: installed ones, or those of the source tree.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it is in none of these.
+    """
+    here = Path(__file__).resolve()
+    programs = [Path(word).resolve().parent for word in sys.argv if Path(word).suffix in (".py", ".grc")]
+    installed = [parent / "share" / "gnuradio" / "examples" / "dmimo" for parent in here.parents]
+    directories = dict.fromkeys([Path.cwd(), *programs, *filter(Path.is_dir, installed), here.parents[2] / "examples"])
+    for directory in directories:
+        if (directory / filename).is_file():
+            return directory / filename
+    raise FileNotFoundError(f"filename = {str(filename)!r}: no such file in {', '.join(map(str, directories))}")
 
 
 def noise_variance(snr_db: float, noise_figure_db: float = 0.0) -> float:

@@ -8,6 +8,9 @@ from . import messages
 from .guard import guarded
 
 
+DEFAULT_BUFFER_SAMPLES = 4096  # GNU Radio's, of complex samples; a burst must fit twice, to leave in one piece
+
+
 class port_splitter(gr.basic_block):
     """Splits burst PDUs, port-major, into one PDU per port, on the message ports port0, port1, ..."""
 
@@ -43,7 +46,7 @@ class burst_transmitter(gr.hier_block2):
         Longest burst, per port.
     """
 
-    def __init__(self, num_ports: int, max_samples: int = 4096):
+    def __init__(self, num_ports: int, max_samples: int = 2048):
         if num_ports < 1 or max_samples < 1:
             raise ValueError(f"num_ports = {num_ports}, max_samples = {max_samples}: must be at least 1")
         gr.hier_block2.__init__(self, "burst_transmitter", gr.io_signature(0, 0, 0),
@@ -53,7 +56,8 @@ class burst_transmitter(gr.hier_block2):
         self.streams = [pdu.pdu_to_tagged_stream(gr.types.complex_t, "packet_len") for _ in range(num_ports)]
         self.splitter = port_splitter(num_ports) if num_ports > 1 else None
         for port, stream in enumerate(self.streams):
-            stream.set_min_output_buffer(2 * max_samples)
+            if 2 * max_samples > DEFAULT_BUFFER_SAMPLES:
+                stream.set_min_output_buffer(2 * max_samples)
             self.connect(stream, (self, port))
             self.msg_connect(self, "end", stream, "system")
             if self.splitter is not None:

@@ -112,6 +112,31 @@ def subband_average(h, num_subbands: int) -> np.ndarray:
     return _grouped(np.asarray(h), num_subbands).mean(axis=-1)
 
 
+def common_delay(h, symbol: SoundingSymbol) -> float:
+    r"""Delay common to many channel estimates, in samples, energy-weighted, within half a symbol.
+
+    From the phase step between neighbouring bins, :math:`-\frac{N}{2 \pi} \angle \sum h_{k+1} h_k^*` over all
+    estimates and neighbours.
+
+    Parameters
+    ----------
+    h : array_like (..., num_subcarriers)
+    symbol : SoundingSymbol
+    """
+    h = np.asarray(h)
+    neighbours = np.flatnonzero(np.diff(symbol.bins) == 1)
+    step = np.sum(h[..., neighbours + 1] * np.conj(h[..., neighbours]))
+    return float(-np.angle(step) * symbol.pilot_samples / (2 * np.pi))
+
+
+def advance(h, symbol: SoundingSymbol, delay_samples: float) -> np.ndarray:
+    r"""Channel estimates as if everything had arrived `delay_samples` earlier, :math:`h_k e^{+2j \pi k d / N}`.
+
+    The same advance for both directions of a path keeps their reciprocity.
+    """
+    return np.asarray(h) * np.exp(2j * np.pi * delay_samples / symbol.pilot_samples * symbol.bins)
+
+
 def subband_centres_hz(symbol: SoundingSymbol, num_subbands: int, samp_rate: float) -> np.ndarray:
     """Mean frequency of each group of `subband_average`, in Hz from band centre: (num_subbands,), ascending."""
     return _grouped(symbol.bins, num_subbands).mean(axis=-1) * (samp_rate / symbol.pilot_samples)

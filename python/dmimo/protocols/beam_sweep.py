@@ -89,19 +89,15 @@ class SweepRole:
         Where each AP's ports lie in the slot.
     nodes : sequence of str
         Nodes of the schedule, for the order of its beams.
-    num_subbands : int
-    listens : bool
-        False for a node that is no AP: it keeps nothing.
     """
 
     purposes = frozenset({PURPOSE})
     reactive = False
 
-    def __init__(self, node, layouts: Mapping[str, SlotLayout], nodes: Sequence[str], num_subbands: int):
+    def __init__(self, node: str, layouts: Mapping[str, SlotLayout], nodes: Sequence[str]):
         self._node = node
         self._layouts = layouts
         self._position = list(nodes).index(node)
-        self._num_subbands = num_subbands
         self._burst = layouts[node].sounding_burst() if node in layouts else None
         self._reception = Reception()
         self._senders: dict[int, str] = {}
@@ -122,13 +118,13 @@ class SweepRole:
             self._reception.keep(grant, samples)
 
     def results(self, grants: Sequence[Grant]) -> dict[str, object] | None:
-        """Channel of each sub-band from each of the sender's ports, and the noise in it, for every slot listened to.
+        """Channel of each subcarrier from each of the sender's ports for every slot listened to, and the noise.
 
         Returns
         -------
         dict
             `slots` (n,) and `starts` (n,) int64; `h` complex128 (n, own ports, largest number of ports of any sender,
-            num_subbands), zero beyond the sender's ports; `noise_var` (own ports,): noise variance of an entry of h.
+            num_subcarriers), zero beyond the sender's ports; `noise_var` (own ports,): noise variance of a sample.
         """
         heard = [grant for grant in grants if grant.slot in self._senders]
         if not heard:
@@ -137,21 +133,20 @@ class SweepRole:
         senders = [self._senders[grant.slot] for grant in heard]
         self._senders.clear()
         ports = max(layout.num_ports for layout in self._layouts.values())
-        h = np.zeros((len(heard), samples.shape[1], ports, self._num_subbands), complex)
+        h = np.zeros((len(heard), samples.shape[1], ports, self._layouts[senders[0]].symbol.num_subcarriers), complex)
         noise = np.zeros((len(heard), samples.shape[1]))
         for sender in dict.fromkeys(senders):
             chosen = np.array([name == sender for name in senders])
             layout = self._layouts[sender]
             noise[chosen] = sounding.empty_bin_noise_variance(samples[chosen], layout.symbol, layout.useful_start(0))
             for port in range(layout.num_ports):
-                estimate = sounding.channel_estimate(samples[chosen], layout.symbol, layout.useful_start(port))
-                h[chosen, :, port] = sounding.subband_average(estimate, self._num_subbands)
-        scale = sounding.estimate_noise_variance(layout.symbol, 1.0, self._num_subbands)
+                h[chosen, :, port] = sounding.channel_estimate(
+                    samples[chosen], layout.symbol, layout.useful_start(port))
         return {
             "slots": np.array([grant.slot for grant in heard]),
             "starts": np.array([grant.start for grant in heard]),
             "h": h,
-            "noise_var": noise.mean(axis=0) * scale,
+            "noise_var": noise.mean(axis=0),
         }
 
     def update(self, product: Product) -> None:
@@ -192,6 +187,7 @@ class SweepCollector:
                  settings: Mapping[str, object]):
         self._slots = schedule_slots
         self._layouts = layouts
+        self._symbol = next(iter(layouts.values())).symbol
         self._swapped = swapped(order)
         self._num_subbands = num_subbands
         self._samp_rate = samp_rate
@@ -204,15 +200,24 @@ class SweepCollector:
         self.calibration = None
 
     def assemble(self, results: Mapping[str, Mapping[str, object]]) -> SweepData:
-        """Measurements of all APs as arrays over (receiver, transmitter, path, sub-band)."""
+        """Measurements of all APs as arrays over (receiver, transmitter, path, sub-band).
+
+        The delay common to all measurements (the receive window's, the radios' pipelines) is removed before the
+        subcarriers of a sub-band are averaged, where it would cancel them.
+        """
         ports, paths = self.node_of_port.size, self._swapped.size
         y = np.full((ports, ports, paths, self._num_subbands), np.nan + 0j)
         times = np.zeros((ports, ports, paths), np.int64)
         noise_var = np.full(ports, np.nan)
         order = list(self._layouts)
+        delay = sounding.common_delay(np.concatenate([np.asarray(r["h"]).reshape(-1, self._symbol.num_subcarriers)
+                                                      for r in results.values()]), self._symbol)
         for receiver, result in results.items():
             own = self._ports[receiver]
-            noise_var[own] = result["noise_var"]
+            noise_var[own] = sounding.estimate_noise_variance(
+                self._symbol, result["noise_var"], self._num_subbands)
+            channel = sounding.subband_average(
+                sounding.advance(result["h"], self._symbol, delay), self._num_subbands)
             slots = [self._slots[index] for index in result["slots"]]
             senders = np.array([order.index(slot.transmitters[0]) for slot in slots])
             variants = np.array([slot.variant for slot in slots])
@@ -221,8 +226,7 @@ class SweepCollector:
                 layout, theirs = self._layouts[sender], self._ports[sender]
                 # The path is named after the beams of (earlier AP, later AP), whichever of them sends.
                 path = variants[rows] if order.index(receiver) < position else self._swapped[variants[rows]]
-                h = np.asarray(result["h"])[rows][:, :, : layout.num_ports]
-                y[own, theirs, path] = np.moveaxis(h, 0, 2)
+                y[own, theirs, path] = np.moveaxis(channel[rows][:, :, : layout.num_ports], 0, 2)
                 middles = np.array([layout.middle(port) for port in range(layout.num_ports)])
                 times[own, theirs, path] = np.asarray(result["starts"])[rows] + middles[:, None]
         return SweepData(y, times, noise_var)
@@ -233,10 +237,9 @@ class SweepCollector:
     def produce(self, phase: str, grants: Sequence[Grant], results: Mapping[str, Mapping[str, object]]) -> Product:
         """The calibration: c, frequency and delay of each port with their predicted deviations."""
         self.sweep = sweep = self.assemble(results)
-        symbol = next(iter(self._layouts.values())).symbol
         self.calibration = estimate = calibrate_sweep(
             sweep.y, sweep.times, samp_rate=self._samp_rate, noise_var=sweep.noise_var,
-            subcarriers_hz=sounding.subband_centres_hz(symbol, self._num_subbands, self._samp_rate),
+            subcarriers_hz=sounding.subband_centres_hz(self._symbol, self._num_subbands, self._samp_rate),
             node_of_port=self.node_of_port, **self._settings,
         )
         values = {name: getattr(estimate, name) for name in ("c", "frequency_hz", "delay_s", "phase_std_rad")}
