@@ -209,7 +209,7 @@ def test_no_silence_raises():
 
 @pytest.mark.parametrize("delay", [0, 19, -7])
 def test_common_delay_is_found_and_its_removal_keeps_the_energy_of_sub_bands(delay):
-    symbol = waveforms.SoundingSymbol(128, 96, 32)
+    symbol = SoundingSymbol(128, 96, 32)
     rng = np.random.default_rng(4)
     flat = rng.normal(size=(5, 3, 1)) + 1j * rng.normal(size=(5, 3, 1))
     h = flat * np.exp(-2j * np.pi * symbol.bins * delay / 128)
