@@ -212,6 +212,31 @@ def test_beams_act_from_the_slot_that_they_belong_to(delays):
     assert np.abs(y[:, late:] - before.process(x, 0, first, final=True)[:, late:]).max() > 0.1
 
 
+def test_a_wave_under_way_while_beams_change_leaves_by_the_old_and_arrives_by_the_new():
+    network = make_network((1, 1), clocks=(Clock(loop_delay_samples=40.0), Clock()))
+    old, new, impulse = np.array([1, 0]), np.array([2, 2]), np.zeros((2, 300), dtype=np.complex64)
+    impulse[0, 290] = 1.0
+    network.process(impulse, 0, old, final=True)
+    y = network.process(np.zeros((2, 300), np.complex64), 300, new, final=True)
+    expected = network.true_channel("ap2", "ap1", np.array([old[0], new[1]]), 290)[0, 0]
+    assert abs(y[1, 30] - expected) < 1e-6
+    y[1, 30] = 0.0
+    assert np.abs(y).max() < 1e-5
+
+
+def test_synthesizer_phases_turn_what_is_sent_forward_and_what_is_received_back():
+    def received(tx_phase, rx_phase):
+        sources = [Oscillator(samp_rate=SAMP_RATE, seed_key=0, tx_phase=tx_phase, rx_phase=rx_phase) for _ in range(2)]
+        nodes = [SimulatedNode(f"n{i}", 1, source) for i, source in enumerate(sources)]
+        network = Network(nodes, Rayleigh(seed=1), samp_rate=SAMP_RATE, seed=1)
+        x = np.array([[1.0], [0.0]], dtype=np.complex64)
+        return network.process(x, 0, np.zeros(2, int), final=True)[1, 0], network.true_calibration(0)[0]
+
+    (plain, _), (turned, c) = received(0.0, 0.0), received(0.9, 0.2)
+    assert abs(turned / plain - np.exp(1j * (0.9 - 0.2))) < 1e-6
+    assert abs(c - np.exp(1j * (0.9 + 0.2))) < 1e-12
+
+
 def test_the_amplifier_comes_before_everything_else():
     x = noise_like((4, 500))
     a, beams = -0.05 + 0.02j, np.zeros(4, int)
