@@ -182,9 +182,10 @@ class Assembly:
         )
 
     def truth(self, network: Network, estimate: SweepCalibration) -> dict[str, object]:
-        """True c at the estimate's reference time, and how far the estimate is from it."""
+        """True c at the estimate's reference time in the estimate's gauge, and how far the estimate is from it."""
         rows = np.concatenate([np.arange(network.num_ports)[network.ports(name)] for name in self._aps])
-        c = network.true_calibration(estimate.reference_time)[rows]
+        c = network.true_calibration(int(estimate.reference_time))[rows]
+        c = c / c[estimate.reference]
         known = np.isfinite(estimate.c)
         if known.sum() < 2:
             return {"c": c, "alignment_error": None, "phase_error_deg": None}

@@ -4,7 +4,7 @@
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from gnuradio import gr
@@ -28,7 +28,6 @@ class Outcome:
     error: str | None
     report: Mapping[str, object]
     estimate: SweepCalibration | None = None
-    truth: Mapping[str, object] = field(default_factory=dict)
 
 
 class calibration_flowgraph(gr.top_block):
@@ -144,6 +143,7 @@ def _outcome(flowgraph: calibration_flowgraph, error: str | None) -> Outcome:
         "frequency_hz": estimate.frequency_hz,
         "delay_s": estimate.delay_s,
         "c": estimate.c,
+        "c_true": truth["c"],
         "predicted_phase_std_deg": np.degrees(estimate.phase_std_rad),
         "pair_snr_db": estimate.pair_snr_db,
         "alignment_error": truth["alignment_error"],
@@ -151,4 +151,4 @@ def _outcome(flowgraph: calibration_flowgraph, error: str | None) -> Outcome:
     }
     if flowgraph.verifier is not None and flowgraph.verifier.report is not None:
         report |= flowgraph.verifier.report
-    return Outcome(error, report, estimate, truth)
+    return Outcome(error, report, estimate)

@@ -55,6 +55,31 @@ def error_curves(summary: Mapping) -> Figure:
     return figure
 
 
+def run_figures(report: Mapping) -> dict[str, Figure]:
+    """Figures of a calibration run by name, as far as its report reaches: `coefficients`, `gains`, `pair_snr`.
+
+    Parameters
+    ----------
+    report : mapping
+        As written to report.json: `ports`, `c`, `c_true` where the truth is known, `predicted_phase_std_deg`,
+        `pair_snr_db` and the keys of `gain_bars`.
+    """
+    figures = {}
+    if report.get("c_true") is not None:
+        c, truth = np.asarray(report["c"]), np.asarray(report["c_true"])
+        ratio = c / truth
+        common = np.nansum(ratio / np.abs(ratio))
+        # The estimate's gauge; the common phase of what is left belongs to all ports, not to the reference.
+        truth = truth * common / np.abs(common)
+        std = np.radians(report["predicted_phase_std_deg"])
+        figures["coefficients"] = coefficients(c, c / truth, truth, labels=report["ports"], phase_std_rad=std)
+    if report.get("coherent_gain_db") is not None:
+        figures["gains"] = gain_bars(report)
+    if report.get("pair_snr_db") is not None:
+        figures["pair_snr"] = pair_snr(report["pair_snr_db"], report["ports"])
+    return figures
+
+
 def coefficients(before, after, truth=None, *, labels: Sequence[str], phase_std_rad=None) -> Figure:
     """Calibration coefficients as found, in the complex plane, and the phase of each port that is left afterwards.
 

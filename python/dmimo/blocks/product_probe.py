@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Turns what the phases of a run produce into streams, to be plotted or recorded."""
+
+from collections import deque
+
+import numpy as np
+import pmt
+from gnuradio import gr
+
+from . import messages
+from .guard import WORK_DONE, guarded
+
+_QUANTITIES = {
+    "phase_deg": lambda values: np.degrees(np.angle(values)),
+    "magnitude": np.abs,
+    "db": lambda values: 20 * np.log10(np.maximum(np.abs(values), np.finfo(float).tiny)),
+    "real": np.real,
+}
+
+
+class product_probe(gr.sync_block):
+    """Streams with one item per product: the entries of ``values[key]``, one stream each.
+
+    Products without the key are passed over. With ``history`` each product sends that many items, the values of the
+    last products in order of time, so that a plot of `history` points scrolls; what has not happened yet is shown as
+    the first value. The streams end with the run.
+
+    Parameters
+    ----------
+    key : str
+        Key of the product's values, such as `c` of the calibration or `gains_db` of the verification.
+    num_outputs : int
+        Entries of the value.
+    quantity : {"phase_deg", "magnitude", "db", "real"}
+        What to send of each entry; "db" is 20 log10 of the magnitude.
+    history : int
+        Items per product.
+    """
+
+    def __init__(self, key: str, num_outputs: int = 1, quantity: str = "real", history: int = 1):
+        if num_outputs < 1 or history < 1:
+            raise ValueError(f"num_outputs = {num_outputs}, history = {history}: must be at least 1")
+        if quantity not in _QUANTITIES:
+            raise ValueError(f"quantity = {quantity!r}: must be one of {list(_QUANTITIES)}")
+        gr.sync_block.__init__(self, "product_probe", None, [np.float32] * num_outputs)
+        self._key = key
+        self._quantity = _QUANTITIES[quantity]
+        self._recent: deque[np.ndarray] = deque(maxlen=history)
+        self._rows: deque[np.ndarray] = deque()
+        self._ended = False
+        for port, handler in (("products", self.handle_product), ("control", self.handle_control)):
+            self.message_port_register_in(pmt.intern(port))
+            self.set_msg_handler(pmt.intern(port), handler)
+        self.message_port_register_out(pmt.intern("error"))
+
+    def start(self):
+        """Forget what an earlier start has left."""
+        self._recent.clear()
+        self._rows.clear()
+        self._ended = False
+        return True
+
+    @guarded
+    def handle_product(self, message):
+        """Queue the entries of a product that has the key; a failed block's message ends the run elsewhere."""
+        if messages.kind(message) != "product":
+            return
+        values = messages.product(message).values
+        if self._key not in values:
+            return
+        row = self._quantity(np.ravel(values[self._key])).astype(np.float32)
+        if row.size != self.output_signature().max_streams():
+            raise ValueError(f"{self._key} has {row.size} entries: must be num_outputs = "
+                             f"{self.output_signature().max_streams()}")
+        if not self._recent:
+            self._recent.extend([row] * self._recent.maxlen)
+        else:
+            self._recent.append(row)
+        self._rows.extend(self._recent)
+
+    @guarded
+    def handle_control(self, message):
+        """Finish after the queued items once the run has ended."""
+        if messages.kind(message) == "end":
+            self._ended = True
+
+    @guarded
+    def work(self, input_items, output_items):
+        """Send what is queued."""
+        count = min(len(self._rows), len(output_items[0]))
+        for item in range(count):
+            for output, value in zip(output_items, self._rows.popleft(), strict=True):
+                output[item] = value
+        return WORK_DONE if self._ended and not count else count

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A node's part in a beam sweep and the verification after it, for flowgraphs that wire the node themselves."""
+
+from ..assembly import Assembly
+from .role import role
+
+
+class verification_role(role):
+    """Role that takes part in the beam sweep and then in the joint transmission that verifies the calibration.
+
+    Parameters
+    ----------
+    assembly : Assembly
+        Of a run with verification.
+    name : str
+        Node.
+    fill : bool
+        Zeros in silent slots: True for a simulated network, False for a radio.
+    """
+
+    def __init__(self, assembly: Assembly, name: str, fill: bool = True):
+        if not assembly.verifies:
+            raise ValueError("assembly: has no verification; use beam_sweep_role")
+        role.__init__(self, name, assembly.testbed.node(name).num_ports, assembly.schedule, assembly.roles(name),
+                      assembly.testbed.samp_rate, fill, **assembly.faults(name))
