@@ -47,8 +47,8 @@ def network_values(
     """Values x (N,) with ``x_i - x_j = difference``, x[root] = 0, and which pairs (E,) agree within half a `cell`.
 
     Search peaks are either right within a fraction of a resolution cell or anywhere. The tree of the best pairs is the
-    start of a robust fit over all pairs, least squares with the quality and a Cauchy weight of the residual, whose scale
-    shrinks from the largest residual to a quarter of a cell: around each loop the majority decides, not the tree.
+    start of a robust fit over all pairs, least squares with the quality and a Cauchy weight of the residual, whose
+    scale shrinks from the largest residual to a quarter of a cell: around each loop the majority decides, not the tree.
     """
     best, edge = np.zeros((num_nodes, num_nodes)), np.zeros((num_nodes, num_nodes), int)
     for e in np.argsort(quality):
