@@ -9,12 +9,12 @@ ratios of c only, so it is minimised over ``log c`` modulo a constant, where the
 import numpy as np
 from numpy.typing import NDArray
 
-from .graph import solve_laplacian
+from .graph import grounded_inverse
 
 # Rounds of three steps of a power iteration in `spectral_phases`, and the change of the unit vector in one step at
 # which it counts as converged.
 _POWER_ROUNDS = 4
-_POWER_TOLERANCE = 1e-4
+_POWER_TOLERANCE = 1e-3
 # Smallest Fisher weight of an edge relative to its |R|: keeps the Laplacian definite where Re(c_i^* c_j R_ij) <= 0.
 _WEIGHT_FLOOR = 1e-3
 # Above this variance of a pair's phase, in rad^2, the start is better than the minimum (see `maximum_likelihood`).
@@ -58,28 +58,32 @@ def _power_iteration(matrix: NDArray, vector: NDArray) -> tuple[NDArray, NDArray
         vector = vector / np.linalg.norm(vector, axis=-1, keepdims=True)
         product = (matrix @ vector[..., None])[..., 0]
         product = product / np.linalg.norm(product, axis=-1, keepdims=True)
-        converged = np.abs(product - vector).max(axis=-1) < _POWER_TOLERANCE
+        change = np.abs(product - vector).max(axis=-1)
+        # A port that no walk of this length reaches is exactly zero: not converged, whatever the others do.
+        converged = (change < _POWER_TOLERANCE) & (product != 0).all(axis=-1)
         vector = product
         if converged.all():
             break
     return vector, converged
 
 
-def _log_magnitudes(power_skew: NDArray, size: NDArray) -> NDArray:
-    """Weighted least squares (..., M) on the closed-form log magnitude ratio of each pair; `size` is |R|.
+def _magnitudes(power_skew: NDArray, size: NDArray) -> tuple[NDArray, NDArray]:
+    """Start of |c| (..., M), and the inverse (..., M, M) of the Laplacian that it was solved with; `size` is |R|.
 
-    One pair alone gives ``log |c_i / c_j| = asinh((P_ji - P_ij) / (2 |R_ij|))``.
+    One pair alone gives ``log |c_i / c_j| = asinh((P_ji - P_ij) / (2 |R_ij|))``: weighted least squares over all.
     """
     sine = np.divide(-0.5 * power_skew, size, out=np.zeros_like(size), where=size > 0)
     weights = 0.5 * size / np.sqrt(1.0 + sine * sine)
-    return solve_laplacian(weights, (weights * np.arcsinh(sine)).sum(axis=-1)[..., None])[..., 0]
+    inverse = grounded_inverse(weights)
+    right = (weights * np.arcsinh(sine)).sum(axis=-1)
+    return np.exp((inverse @ right[..., None])[..., 0]), inverse
 
 
 def start(power: NDArray, correlation: NDArray) -> NDArray:
     """Start (..., M) of the descent: spectral phases with least-squares magnitudes; exact without noise."""
     size = np.abs(correlation)
     phases = spectral_phases(correlation, size)
-    return phases * np.exp(_log_magnitudes(power - np.swapaxes(power, -2, -1), size))
+    return phases * _magnitudes(power - np.swapaxes(power, -2, -1), size)[0]
 
 
 def _expand(
@@ -123,7 +127,8 @@ def maximum_likelihood(
 ) -> NDArray:
     """Maximum-likelihood c (..., M), up to scale, from the statistics of `reciprocity.pair_statistics`.
 
-    Each step solves one Laplacian system with the Fisher weights ``Re(c_i^* c_j R_ij)/S_ij``; it is limited to a factor
+    Each step solves one Laplacian system with the Fisher weights ``Re(c_i^* c_j R_ij)/S_ij``, or with those of an earlier
+    step as long as the steps shrink tenfold; it is limited to a factor
     e per coefficient and halved where the cost would rise, so the cost never increases. The fixed points are those of
     the alternating iteration (`alternating`), which needs O(M^2) iterations on rings where this needs about five.
 
@@ -150,12 +155,13 @@ def maximum_likelihood(
     floor = 0.5 * _WEIGHT_FLOOR * size  # |z| is at most |R| / 2
     phases = spectral_phases(correlation, size)
     active = _edge_phase_variance(phases, correlation, size) <= _MAX_EDGE_PHASE_VARIANCE
-    c = phases * np.exp(_log_magnitudes(power_skew, size))
+    magnitudes, inverse = _magnitudes(power_skew, size)
+    c = phases * magnitudes
     cost, gradient, weights = _expand(c, power, power_skew, correlation, floor)
     previous = 0.0
     for _ in range(max_iterations):
         # Real and imaginary part are two right-hand sides of the same real system.
-        step = -solve_laplacian(weights, gradient[..., None].view(float)).view(complex)[..., 0]
+        step = -(inverse @ gradient[..., None].view(float)).view(complex)[..., 0]
         step *= active[..., None]
         lengths = np.abs(step).max(axis=-1)
         largest = lengths.max(initial=0.0)
@@ -174,5 +180,8 @@ def maximum_likelihood(
         c, (cost, gradient, weights) = trial, expansion
         if largest < tolerance:
             break
+        # The start's weights serve as long as they are good enough: each inverse costs as much as the rest of a step.
+        if 10.0 * largest > previous:
+            inverse = grounded_inverse(weights)
         previous = largest
     return c

@@ -203,7 +203,8 @@ class SweepCollector:
         """Measurements of all APs as arrays over (receiver, transmitter, path, sub-band).
 
         The delay common to all measurements (the receive window's, the radios' pipelines) is removed before the
-        subcarriers of a sub-band are averaged, where it would cancel them.
+        subcarriers of a sub-band are averaged, where it would cancel them. Its part beyond the window's advance is how
+        much later than at the antenna the samples are labelled: the times are corrected by it.
         """
         ports, paths = self.node_of_port.size, self._swapped.size
         y = np.full((ports, ports, paths, self._num_subbands), np.nan + 0j)
@@ -212,6 +213,7 @@ class SweepCollector:
         order = list(self._layouts)
         delay = sounding.common_delay(np.concatenate([np.asarray(r["h"]).reshape(-1, self._symbol.num_subcarriers)
                                                       for r in results.values()]), self._symbol)
+        latency = round(delay) - next(iter(self._layouts.values())).advance_samples
         for receiver, result in results.items():
             own = self._ports[receiver]
             noise_var[own] = sounding.estimate_noise_variance(
@@ -227,7 +229,7 @@ class SweepCollector:
                 # The path is named after the beams of (earlier AP, later AP), whichever of them sends.
                 path = variants[rows] if order.index(receiver) < position else self._swapped[variants[rows]]
                 y[own, theirs, path] = np.moveaxis(channel[rows][:, :, : layout.num_ports], 0, 2)
-                middles = np.array([layout.middle(port) for port in range(layout.num_ports)])
+                middles = np.array([layout.middle(port) for port in range(layout.num_ports)]) - latency
                 times[own, theirs, path] = np.asarray(result["starts"])[rows] + middles[:, None]
         return SweepData(y, times, noise_var)
 

@@ -223,6 +223,8 @@ class Verifier:
         if not snr > MIN_UPLINK_SNR:
             reason = f"node {plan.ue}: no AP hears it (best SNR per subcarrier {10 * np.log10(snr):.1f} dB)"
             return Product(UPLINK, {}, False, (reason,))
+        # Samples are labelled later than at the antenna by the pipeline delay, which the channel shows.
+        latency = round(sounding.common_delay(h, plan.layout.symbol)) - plan.layout.advance_samples
         uplink_time = int(times[len(times) // 2])
         turn = 2j * np.pi / plan.samp_rate * (times - uplink_time)[:, None] * np.asarray(given["frequency_hz"])
         combined = _combine_repeats(h * np.exp(turn)[..., None])
@@ -231,7 +233,7 @@ class Verifier:
             -2j * np.pi * plan.samp_rate / plan.layout.symbol.pilot_samples * delays)
         weights = np.conj(precoding.downlink_channel(c.T, combined.T, user_axis=False)).T
         weights = weights / np.sqrt(np.mean(np.sum(np.abs(weights) ** 2, axis=0)))
-        self._weights = {"weights": weights, "uplink_time": uplink_time, "frequency_hz": given["frequency_hz"],
+        self._weights = {"weights": weights, "uplink_time": uplink_time - latency, "frequency_hz": given["frequency_hz"],
                          "reference_time": int(given["reference_time"])}
         return Product(UPLINK, self._weights)
 
