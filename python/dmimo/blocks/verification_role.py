@@ -21,5 +21,6 @@ class verification_role(role):
     def __init__(self, assembly: Assembly, name: str, fill: bool = True):
         if not assembly.verifies:
             raise ValueError("assembly: has no verification; use beam_sweep_role")
-        role.__init__(self, name, assembly.testbed.node(name).num_ports, assembly.schedule, assembly.roles(name),
+        roles = assembly.roles(name)
+        role.__init__(self, name, assembly.testbed.node(name).num_ports, assembly.schedule, roles,
                       assembly.testbed.samp_rate, fill, **assembly.faults(name))
