@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The role block, driven by handler calls; what it publishes is recorded."""
+
+import numpy as np
+import pmt
+import pytest
+from gnuradio import dmimo
+from gnuradio.dmimo.blocks import messages
+from gnuradio.dmimo.protocols.slots import Grant, Product, Slot, build_schedule
+
+
+class Echo:
+    """Role that sends its slot number, and keeps what it gets."""
+
+    purposes = frozenset({"echo"})
+    reactive = False
+
+    def __init__(self, reactive=False):
+        self.reactive = reactive
+        self.received, self.products = [], []
+
+    def beam(self, slot):
+        return 3
+
+    def transmit(self, slot, start):
+        return np.full((1, 10), slot.index, np.complex64) if "a" in slot.transmitters else None
+
+    def receive(self, slot, grant, samples):
+        self.received.append((slot.index, grant, samples))
+
+    def results(self, grants):
+        return {"slots": np.array([grant.slot for grant in grants])}
+
+    def update(self, product):
+        self.products.append(product)
+
+
+SCHEDULE = build_schedule(("a", "b"), 10, [("echo", 4, [Slot(0, "echo", ("ab"[k % 2],), (0, 0)) for k in range(4)])])
+
+
+def make(role=None, **options):
+    block = dmimo.role("a", 1, SCHEDULE, [role or Echo()], 1e6, **options)
+    block.published = []
+    block.message_port_pub = lambda port, message: block.published.append((pmt.symbol_to_string(port), message))
+    return block
+
+
+def grant(*grants):
+    return messages.encode("grant", run=0, epoch=0, grants=messages.grants_to_pmt(grants))
+
+
+def received(grant, status="ok"):
+    samples = None if status != "ok" else np.ones((1, 10), np.complex64)
+    return messages.received_burst(messages.burst_header("a", 1), grant, samples, status)
+
+
+def published(block, port):
+    return [message for name, message in block.published if name == port]
+
+
+def test_receiver_is_armed_before_the_burst_and_silence_is_zeros():
+    block = make()
+    block.handle_control(grant(Grant(0, 0, 0), Grant(1, 0, 10)))
+    assert [name for name, _ in block.published] == ["arm", "tx", "tx"]
+    sent = [messages.vector_from_pmt(pmt.cdr(message)) for message in published(block, "tx")]
+    assert [set(samples.tolist()) for samples in sent] == [{0j}, {0j}]
+    block.handle_control(grant(Grant(2, 0, 20)))
+    assert set(messages.vector_from_pmt(pmt.cdr(published(block, "tx")[-1])).tolist()) == {2 + 0j}
+    meta = pmt.to_python(pmt.car(published(block, "tx")[-1]))
+    assert meta == {"tx_time": (0, pytest.approx(20e-6)), "beam": 3, "slot": 2}
+
+
+def test_without_fill_silence_is_not_sent():
+    block = make(fill=False)
+    block.handle_control(grant(Grant(0, 0, 0), Grant(1, 0, 10)))
+    assert [pmt.to_python(pmt.car(message))["slot"] for message in published(block, "tx")] == [0]
+
+
+def test_grants_and_bursts_that_come_twice_are_dropped():
+    role = Echo(reactive=True)
+    block = make(role)
+    for _ in range(2):
+        block.handle_control(grant(Grant(1, 0, 10)))
+    assert len(published(block, "tx")) == 1
+    for _ in range(2):
+        block.handle_rx(received(Grant(1, 0, 10)))
+    assert len(published(block, "status")) == len(role.received) == 1
+    block.handle_control(grant(Grant(1, 0, 10), Grant(1, 1, 50)))
+    assert messages.grants(published(block, "arm")[-1]) == [Grant(1, 1, 50)]
+
+
+def test_bursts_of_slots_never_granted_are_ignored():
+    block = make()
+    block.handle_rx(received(Grant(1, 0, 10)))
+    assert not block.published
+
+
+@pytest.mark.parametrize("reactive", [True, False])
+def test_reactive_roles_get_their_samples_at_once_others_at_the_end_of_the_phase(reactive):
+    role = Echo(reactive)
+    block = make(role)
+    block.handle_control(grant(Grant(1, 0, 10)))
+    block.handle_rx(received(Grant(1, 0, 10)))
+    assert len(role.received) == reactive
+    block.handle_control(messages.encode("phase", phase="echo", grants=messages.grants_to_pmt([Grant(1, 0, 10)])))
+    assert len(role.received) == 1
+    assert messages.get(published(block, "results")[0], "values")["slots"] == [1]
+
+
+def test_lost_burst_is_acknowledged_as_such_and_never_reaches_the_role():
+    role = Echo(reactive=True)
+    block = make(role)
+    block.handle_control(grant(Grant(1, 0, 10)))
+    block.handle_rx(received(Grant(1, 0, 10), "lost"))
+    assert messages.ack(published(block, "status")[0])[1:] == ("a", 1, 0, "lost")
+    assert not role.received
+
+
+def test_answers_carry_run_epoch_and_schedule_hash():
+    block = make()
+    block.handle_control(messages.encode("begin", run=4, epoch=2, hash=SCHEDULE.hash))
+    ready = published(block, "status")[0]
+    assert [messages.get(ready, key) for key in ("run", "epoch", "node", "hash")] == [4, 2, "a", SCHEDULE.hash]
+    block.handle_control(grant(Grant(1, 0, 10)))
+    block.handle_rx(received(Grant(1, 0, 10)))
+    assert messages.ack(published(block, "status")[-1])[0] == 4
+
+
+def test_products_reach_every_role_and_are_acknowledged():
+    role = Echo()
+    block = make(role)
+    block.handle_control(messages.product_to_pmt(Product("echo", {"k": 1}), run=0, epoch=0))
+    assert role.products[0].values == {"k": 1}
+    assert messages.kind(published(block, "status")[0]) == "taken"
+
+
+def test_burst_of_wrong_shape_is_an_error_that_names_the_slot():
+    role = Echo()
+    role.transmit = lambda slot, start: np.zeros((2, 10), np.complex64)
+    block = make(role)
+    block.handle_control(grant(Grant(0, 0, 0)))
+    assert "slot 0: burst of 2 ports x 10 samples" in pmt.symbol_to_string(published(block, "error")[0])
+
+
+def test_purpose_without_a_role_is_refused():
+    role = Echo()
+    role.purposes = frozenset({"other"})
+    with pytest.raises(ValueError, match=r"none for slots of purpose \['echo'\]"):
+        make(role)
+
+
+def test_simulated_faults_silence_the_node_or_lose_acknowledgements():
+    block = make(silent_from=2)
+    block.handle_control(grant(Grant(1, 0, 10)))
+    block.handle_control(grant(Grant(2, 0, 20)))
+    block.handle_rx(received(Grant(1, 0, 10)))
+    block.handle_control(messages.encode("query", run=0, epoch=0))
+    assert not published(block, "status")
+    block = make(unacknowledged={1: 1})
+    for attempt in (0, 1):
+        block.handle_control(grant(Grant(1, attempt, 10)))
+        block.handle_rx(received(Grant(1, attempt, 10)))
+    assert [messages.ack(m)[3] for m in published(block, "status")] == [1]
