@@ -67,11 +67,6 @@ def _grounded(weights: NDArray) -> NDArray:
     return out
 
 
-def grounded_inverse(weights: NDArray) -> NDArray:
-    """Inverse (..., M, M) that solves ``L x = b`` for b of zero sum, as `solve_laplacian` does, any number of times."""
-    return np.linalg.inv(_grounded(weights))
-
-
 def solve_laplacian(weights: NDArray, b: NDArray) -> NDArray:
     """Solution x of ``L x = b`` with zero sum, for a connected graph; b (..., M, K) sums to zero over M."""
     return np.linalg.solve(_grounded(weights), b)

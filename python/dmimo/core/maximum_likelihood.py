@@ -9,7 +9,7 @@ ratios of c only, so it is minimised over ``log c`` modulo a constant, where the
 import numpy as np
 from numpy.typing import NDArray
 
-from .graph import grounded_inverse
+from .graph import solve_laplacian
 
 # Rounds of three steps of a power iteration in `spectral_phases`, and the change of the unit vector in one step at
 # which it counts as converged.
@@ -54,36 +54,33 @@ def spectral_phases(correlation: NDArray, size: NDArray) -> NDArray:
 def _power_iteration(matrix: NDArray, vector: NDArray) -> tuple[NDArray, NDArray]:
     """Vector (..., M) after the power iteration, and (...) whether its last step changed it little."""
     for _ in range(_POWER_ROUNDS):
-        vector = (matrix @ (matrix @ vector[..., None]))[..., 0]
-        vector = vector / np.linalg.norm(vector, axis=-1, keepdims=True)
-        product = (matrix @ vector[..., None])[..., 0]
-        product = product / np.linalg.norm(product, axis=-1, keepdims=True)
-        change = np.abs(product - vector).max(axis=-1)
+        before = (matrix @ (matrix @ vector[..., None]))[..., 0]
+        before /= np.abs(before).max(axis=-1, keepdims=True)
+        vector = (matrix @ before[..., None])[..., 0]
+        modulus = np.abs(vector)
+        vector /= modulus.max(axis=-1, keepdims=True)
         # A port that no walk of this length reaches is exactly zero: not converged, whatever the others do.
-        converged = (change < _POWER_TOLERANCE) & (product != 0).all(axis=-1)
-        vector = product
+        converged = (np.abs(vector - before).max(axis=-1) < _POWER_TOLERANCE) & modulus.all(axis=-1)
         if converged.all():
             break
     return vector, converged
 
 
-def _magnitudes(power_skew: NDArray, size: NDArray) -> tuple[NDArray, NDArray]:
-    """Start of |c| (..., M), and the inverse (..., M, M) of the Laplacian that it was solved with; `size` is |R|.
+def _log_magnitudes(power_skew: NDArray, size: NDArray) -> NDArray:
+    """Weighted least squares (..., M) on the closed-form log magnitude ratio of each pair; `size` is |R|.
 
-    One pair alone gives ``log |c_i / c_j| = asinh((P_ji - P_ij) / (2 |R_ij|))``: weighted least squares over all.
+    One pair alone gives ``log |c_i / c_j| = asinh((P_ji - P_ij) / (2 |R_ij|))``.
     """
     sine = np.divide(-0.5 * power_skew, size, out=np.zeros_like(size), where=size > 0)
     weights = 0.5 * size / np.sqrt(1.0 + sine * sine)
-    inverse = grounded_inverse(weights)
-    right = (weights * np.arcsinh(sine)).sum(axis=-1)
-    return np.exp((inverse @ right[..., None])[..., 0]), inverse
+    return solve_laplacian(weights, (weights * np.arcsinh(sine)).sum(axis=-1)[..., None])[..., 0]
 
 
 def start(power: NDArray, correlation: NDArray) -> NDArray:
     """Start (..., M) of the descent: spectral phases with least-squares magnitudes; exact without noise."""
     size = np.abs(correlation)
     phases = spectral_phases(correlation, size)
-    return phases * _magnitudes(power - np.swapaxes(power, -2, -1), size)[0]
+    return phases * np.exp(_log_magnitudes(power - np.swapaxes(power, -2, -1), size))
 
 
 def _expand(
@@ -123,12 +120,11 @@ def _edge_phase_variance(phases: NDArray, correlation: NDArray, size: NDArray) -
 
 
 def maximum_likelihood(
-    power: NDArray, correlation: NDArray, *, max_iterations: int = 100, tolerance: float = 1e-11
+    power: NDArray, correlation: NDArray, *, max_iterations: int = 100, tolerance: float = 1e-12
 ) -> NDArray:
     """Maximum-likelihood c (..., M), up to scale, from the statistics of `reciprocity.pair_statistics`.
 
-    Each step solves one Laplacian system with the Fisher weights ``Re(c_i^* c_j R_ij)/S_ij``, or with those of an earlier
-    step as long as the steps shrink tenfold; it is limited to a factor
+    Each step solves one Laplacian system with the Fisher weights ``Re(c_i^* c_j R_ij)/S_ij``; it is limited to a factor
     e per coefficient and halved where the cost would rise, so the cost never increases. The fixed points are those of
     the alternating iteration (`alternating`), which needs O(M^2) iterations on rings where this needs about five.
 
@@ -142,7 +138,8 @@ def maximum_likelihood(
     ----------
     power, correlation : (..., M, M), a connected graph, zero where not measured.
     max_iterations : limit of Fisher-scoring steps.
-    tolerance : largest step of log c at which the iteration ends.
+    tolerance : expected next step of log c at which the iteration ends; the error left may be larger by the condition
+        of the graph, M^2/10 on a ring.
 
     References
     ----------
@@ -155,21 +152,15 @@ def maximum_likelihood(
     floor = 0.5 * _WEIGHT_FLOOR * size  # |z| is at most |R| / 2
     phases = spectral_phases(correlation, size)
     active = _edge_phase_variance(phases, correlation, size) <= _MAX_EDGE_PHASE_VARIANCE
-    magnitudes, inverse = _magnitudes(power_skew, size)
-    c = phases * magnitudes
+    c = phases * np.exp(_log_magnitudes(power_skew, size))
     cost, gradient, weights = _expand(c, power, power_skew, correlation, floor)
-    previous = 0.0
+    slope = np.abs(gradient).max(axis=-1)
     for _ in range(max_iterations):
         # Real and imaginary part are two right-hand sides of the same real system.
-        step = -(inverse @ gradient[..., None].view(float)).view(complex)[..., 0]
+        step = -solve_laplacian(weights, gradient[..., None].view(float)).view(complex)[..., 0]
         step *= active[..., None]
-        lengths = np.abs(step).max(axis=-1)
-        largest = lengths.max(initial=0.0)
-        # Convergence is linear, its rate set by the noise: the next step will be about largest^2 / previous. Where the
-        # steps shrink tenfold, the quadratic model holds and the last one needs no check of the cost.
-        if 10.0 * largest < previous and largest**2 < tolerance * previous:
-            return c * np.exp(step)
-        share = 1.0 / np.maximum(lengths, 1.0)
+        length = np.abs(step).max(axis=-1)
+        share = 1.0 / np.maximum(length, 1.0)
         trial = c * np.exp(share[..., None] * step)
         expansion = _expand(trial, power, power_skew, correlation, floor)
         while (worse := expansion[0] > cost + slack).any():
@@ -178,10 +169,8 @@ def maximum_likelihood(
             trial = c * np.exp(share[..., None] * step)
             expansion = _expand(trial, power, power_skew, correlation, floor)
         c, (cost, gradient, weights) = trial, expansion
-        if largest < tolerance:
+        # Convergence is linear, its rate set by the noise: steps shrink as the gradient does.
+        last, slope = slope, np.abs(gradient).max(axis=-1)
+        if (length * np.minimum(slope, last)).max() <= tolerance * last.max() or length.max() < tolerance:
             break
-        # The start's weights serve as long as they are good enough: each inverse costs as much as the rest of a step.
-        if 10.0 * largest > previous:
-            inverse = grounded_inverse(weights)
-        previous = largest
     return c
