@@ -2,8 +2,8 @@
 """Slot rate of the whole loop against a bare loop of the same messages between empty Python blocks.
 
 Three APs of one port, slots of 256 samples. The bare loop has the same blocks and message hops for every node and slot
-(scheduler, role, transmitter, receiver, role, scheduler, and the arming of the receiver; one message stands for the
-streams), but its handlers only forward. Both run pinned as the real flowgraph is, alternately, in one process.
+(scheduler, role, transmitter, network, receiver, role, scheduler, and the arming of the receiver; messages stand for
+the streams), but its handlers only forward. Both run pinned as the real flowgraph is, alternately, in one process.
 """
 
 import os
@@ -22,8 +22,9 @@ from gnuradio.dmimo.assembly import Assembly
 NODES, REPEATS = 3, 5
 TESTBED = """
 version: 1
-node_defaults: {{panel: {{num_antennas: 8, beams: [0, 1, 2, 3, 4, 5, 6, 7]}}, oscillator: {{linewidth_hz: 0.01}}}}
-nodes: [{{name: a}}, {{name: b, position_m: [30, 0, 0]}}, {{name: c, position_m: [0, 40, 0]}}]
+node_defaults: {{panel: {{num_antennas: 8, beams: [0, 1, 2, 3, 4, 5, 6, 7]}}}}
+nodes: [{{name: a}}, {{name: b}}, {{name: c}}]
+propagation: {{delays: false}}
 beam_sweep: {{passes: {passes}}}
 slots: {{slot_samples: 256, window: {window}}}
 """
@@ -47,6 +48,27 @@ class bare(gr.basic_block):
 
     def acknowledge(self, message):
         self.message_port_pub(pmt.intern("up"), message)
+
+
+class bare_network(gr.basic_block):
+    """Forwards what comes from each transmitter to its node's receiver."""
+
+    def __init__(self):
+        gr.basic_block.__init__(self, "bare_network", None, None)
+        for node in range(NODES):
+            self.message_port_register_in(pmt.intern(f"in{node}"))
+            self.message_port_register_out(pmt.intern(f"out{node}"))
+            handler = getattr(self, f"forward{node}")
+            self.set_msg_handler(pmt.intern(f"in{node}"), handler)
+
+    def forward0(self, message):
+        self.message_port_pub(pmt.intern("out0"), message)
+
+    def forward1(self, message):
+        self.message_port_pub(pmt.intern("out1"), message)
+
+    def forward2(self, message):
+        self.message_port_pub(pmt.intern("out2"), message)
 
 
 class bare_scheduler(gr.basic_block):
@@ -82,13 +104,15 @@ class bare_scheduler(gr.basic_block):
 def bare_rate(window, total):
     """Slots per second of the bare loop."""
     tb, scheduler = gr.top_block(), bare_scheduler(window, total)
-    blocks = [scheduler]
-    for _ in range(NODES):
+    network = bare_network()
+    blocks = [scheduler, network]
+    for node in range(NODES):
         role, transmitter, receiver = bare(), bare(), bare()
         tb.msg_connect(scheduler, "out", role, "in")
         tb.msg_connect(role, "aside", receiver, "back")
         tb.msg_connect(role, "out", transmitter, "in")
-        tb.msg_connect(transmitter, "out", receiver, "in")
+        tb.msg_connect(transmitter, "out", network, f"in{node}")
+        tb.msg_connect(network, f"out{node}", receiver, "in")
         tb.msg_connect(receiver, "out", role, "back")
         tb.msg_connect(role, "up", scheduler, "in")
         blocks += [role, transmitter, receiver]

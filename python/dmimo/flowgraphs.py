@@ -71,7 +71,7 @@ class calibration_flowgraph(gr.top_block):
             for block in collectors:
                 self.msg_connect(member, "results", block, "results")
         for block in collectors:
-            self.msg_connect(self.scheduler, "control", block, "control")
+            self.msg_connect(self.scheduler, "phases", block, "phases")
             self.msg_connect(block, "products", self.scheduler, "products")
             self.msg_connect(block, "error", self.scheduler, "status")
         self.msg_connect(self.air, "error", self.scheduler, "status")

@@ -28,14 +28,14 @@ class collector(gr.basic_block):
         self._nodes = frozenset(nodes)
         self._results: dict[str, dict[str, dict[str, object]]] = {}
         self._grants: dict[str, list] = {}
-        for port, handler in (("control", self.handle_control), ("results", self.handle_results)):
+        for port, handler in (("phases", self.handle_phases), ("results", self.handle_results)):
             self.message_port_register_in(pmt.intern(port))
             self.set_msg_handler(pmt.intern(port), handler)
         for port in ("products", "error"):
             self.message_port_register_out(pmt.intern(port))
 
     @guarded
-    def handle_control(self, message):
+    def handle_phases(self, message):
         """Learn which attempts count, take products of other phases, finish with the run."""
         kind = messages.kind(message)
         if kind == "phase" and messages.get(message, "phase") in self._collector.phases:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The message formats between blocks, encoded and decoded here only.
 
-Control (scheduler to nodes and collectors) and status (back) are PMT dictionaries with a `type`:
+Control (scheduler to nodes; without grants and queries, as `phases`, to collectors too) and status (back) are PMT
+dictionaries with a `type`:
 
 ======== =================================================== ==========================================================
 type     keys                                                meaning

@@ -11,7 +11,7 @@ from ..protocols.slots import Schedule
 from . import messages
 from .guard import guarded
 
-CONTROL, FINISHED = pmt.intern("control"), pmt.intern("finished")
+CONTROL, PHASES, FINISHED = (pmt.intern(name) for name in ("control", "phases", "finished"))
 WATCHDOG = pmt.intern("watchdog")
 
 
@@ -61,7 +61,7 @@ class slot_scheduler(gr.basic_block):
                               ("watchdog", self.handle_watchdog)):
             self.message_port_register_in(pmt.intern(port))
             self.set_msg_handler(pmt.intern(port), handler)
-        for port in ("control", "finished", "error"):
+        for port in ("control", "phases", "finished", "error"):
             self.message_port_register_out(pmt.intern(port))
 
     @property
@@ -86,7 +86,12 @@ class slot_scheduler(gr.basic_block):
 
     def _begin(self) -> None:
         """Ask all nodes whether they hold the schedule."""
-        self.message_port_pub(CONTROL, messages.encode("begin", hash=self._schedule.hash, **self._identity))
+        self._tell_all(messages.encode("begin", hash=self._schedule.hash, **self._identity))
+
+    def _tell_all(self, message) -> None:
+        """Tell nodes and collectors; grants and queries go to the nodes only."""
+        self.message_port_pub(PHASES, message)
+        self.message_port_pub(CONTROL, message)
 
     def start(self):
         """Begin the run."""
@@ -156,10 +161,10 @@ class slot_scheduler(gr.basic_block):
                     message = pmt.dict_add(self._grant, messages.GRANTS, messages.grants_to_pmt(grants))
                     self.message_port_pub(CONTROL, message)
                 case machine.PhaseDone(phase, grants):
-                    self.message_port_pub(CONTROL, messages.encode(
+                    self._tell_all(messages.encode(
                         "phase", phase=phase, grants=messages.grants_to_pmt(grants), **self._identity))
                 case machine.Publish(product):
-                    self.message_port_pub(CONTROL, messages.product_to_pmt(product, **self._identity))
+                    self._tell_all(messages.product_to_pmt(product, **self._identity))
                 case machine.Finished(error):
                     self._finish(error)
 
@@ -171,7 +176,7 @@ class slot_scheduler(gr.basic_block):
             return
         self.error = error
         message = messages.encode("end", error=error or "", **self._identity)
-        self.message_port_pub(CONTROL, message)
+        self._tell_all(message)
         self.message_port_pub(FINISHED, message)
         self.finished_event.set()
         self._post(messages.SYSTEM, messages.DONE)
