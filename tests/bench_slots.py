@@ -162,7 +162,8 @@ def main():
         ratio = statistics.median(real / bare for bare, real in pairs)
         medians[name] = statistics.median(real for _, real in pairs)
         bare_median = statistics.median(bare for bare, _ in pairs)
-        print(f"{name:12}{bare_median:12.0f}{medians[name]:12.0f}{ratio:8.2f}  0.5 {'PASS' if ratio >= 0.5 else 'FAIL'}")
+        verdict = "PASS" if ratio >= 0.5 else "FAIL"
+        print(f"{name:12}{bare_median:12.0f}{medians[name]:12.0f}{ratio:8.2f}  0.5 {verdict}")
     ratio = statistics.median(o[1] / s[1] for o, s in zip(rows["open loop"], rows["lock-step"], strict=True))
     print(f"open loop over lock-step: {ratio:.2f}, target 2 {'PASS' if ratio >= 2 else 'FAIL'}")
 

@@ -106,4 +106,5 @@ def test_figure_list_names_figure_1(tmp_path):
 def test_figure_writes_arrays_configuration_and_picture(tmp_path):
     done = dmimo("figure", "beam-sweep-1", "--trials", "50", "--output", "fig", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert {"beam-sweep-1.npz", "beam-sweep-1.json", "beam-sweep-1.png"} <= {p.name for p in (tmp_path / "fig").iterdir()}
+    written = {path.name for path in (tmp_path / "fig").iterdir()}
+    assert {"beam-sweep-1.npz", "beam-sweep-1.json", "beam-sweep-1.png"} <= written

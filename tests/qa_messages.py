@@ -15,13 +15,16 @@ def over_the_wire(message):
 def test_arrays_survive_bit_exact_with_shape_and_type(dtype):
     rng = np.random.default_rng(1)
     array = rng.normal(size=(2, 3, 5)) * 1e3
-    array = (array + 1j * rng.normal(size=array.shape)).astype(dtype) if np.dtype(dtype).kind == "c" else array.astype(dtype)
+    if np.dtype(dtype).kind == "c":
+        array = array + 1j * rng.normal(size=array.shape)
+    array = array.astype(dtype)
     got = messages.get(over_the_wire(messages.encode("x", array=array)), "array")
     assert got.dtype == array.dtype
     np.testing.assert_array_equal(got, array)
 
 
-@pytest.mark.parametrize("array", [np.zeros((0, 4)), np.array([np.nan, np.inf, -0.0]), np.arange(6).reshape(2, 3)[:, ::2]])
+@pytest.mark.parametrize("array", [np.zeros((0, 4)), np.array([np.nan, np.inf, -0.0]),
+                                   np.arange(6).reshape(2, 3)[:, ::2]])
 def test_empty_odd_and_strided_arrays_survive(array):
     got = messages.get(over_the_wire(messages.encode("x", array=array)), "array")
     assert got.shape == array.shape

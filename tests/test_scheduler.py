@@ -20,7 +20,7 @@ def begin(schedule, machine):
 
 
 def complete(machine, actions, fail=None):
-    """Acknowledge every released grant by both nodes; `fail(grant)` gives the status of node b. Returns what follows."""
+    """Acknowledge every released grant by both nodes; `fail(grant)` gives the status of node b."""
     seen = []
     while actions and isinstance(actions[0], Release):
         grants = actions[0].grants

@@ -19,9 +19,10 @@ BURSTS = pmt.intern("bursts")
 class burst_receiver(gr.sync_block):
     """Cuts granted slots out of streams that carry `rx_time` tags and publishes them as burst PDUs.
 
-    The time of a sample follows from the last `rx_time` tag (at the start and after every discontinuity). Recent samples
-    are kept in a ring, so a grant may come before or after its samples. A slot that a discontinuity cuts, or that is
-    older than the ring, is published empty with status "lost", one with NaN or infinity with "samples are not finite".
+    The time of a sample follows from the last `rx_time` tag (at the start and after every discontinuity). Recent
+    samples are kept in a ring, so a grant may come before or after its samples. A slot that a discontinuity cuts, or
+    that is older than the ring, is published empty with status "lost"; one with NaN or infinity with "samples are not
+    finite".
 
     Parameters
     ----------
@@ -104,7 +105,10 @@ class burst_receiver(gr.sync_block):
         """Publish every armed slot that is complete or can no longer be."""
         if self._end is None:
             return
-        while self._waiting and (self._waiting[0][0] + self._slot_samples <= self._end or self._waiting[0][0] < self._first):
+        while self._waiting:
+            start = self._waiting[0][0]
+            if self._first <= start and start + self._slot_samples > self._end:
+                return
             start, slot, attempt = self._waiting.pop(0)
             grant = Grant(slot, attempt, start)
             if start < self._first:

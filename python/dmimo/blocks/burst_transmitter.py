@@ -7,7 +7,6 @@ from gnuradio import gr, pdu
 from . import messages
 from .guard import guarded
 
-
 DEFAULT_BUFFER_SAMPLES = 4096  # GNU Radio's, of complex samples; a burst must fit twice, to leave in one piece
 
 
@@ -27,7 +26,8 @@ class port_splitter(gr.basic_block):
         """Publish each port's samples with the burst's keys."""
         samples = messages.vector_from_pmt(pmt.cdr(message))
         if samples.size % len(self._outputs):
-            raise ValueError(f"burst of {samples.size} samples: must be a multiple of num_ports = {len(self._outputs)}")
+            raise ValueError(f"burst of {samples.size} samples: must be a multiple of "
+                             f"num_ports = {len(self._outputs)}")
         for port, row in zip(self._outputs, samples.reshape(len(self._outputs), -1), strict=True):
             self.message_port_pub(port, pmt.cons(pmt.car(message), messages.vector_to_pmt(row)))
 
@@ -35,9 +35,9 @@ class port_splitter(gr.basic_block):
 class burst_transmitter(gr.hier_block2):
     """Turns burst PDUs into streams, one per port; a burst's keys become tags of its first sample on every port.
 
-    A burst for the air carries `tx_time` and `beam`; the stream block adds `packet_len`. Nothing is sent between bursts:
-    where silence must advance a simulated network, it is sent as zeros (`role`). Every burst leaves in one piece, by
-    GNU Radio's own `pdu_to_tagged_stream`, without Python.
+    A burst for the air carries `tx_time` and `beam`; the stream block adds `packet_len`. Nothing is sent between
+    bursts: where silence must advance a simulated network, it is sent as zeros (`role`). Every burst leaves in one
+    piece, by GNU Radio's own `pdu_to_tagged_stream`, without Python.
 
     Parameters
     ----------

@@ -182,7 +182,8 @@ def product_to_pmt(product: Product, **fields):
 
 def product(message) -> Product:
     """Content of a `product` message."""
-    return Product(get(message, "phase"), get(message, "values"), get(message, "trusted"), tuple(get(message, "reasons")))
+    phase, values, trusted, reasons = (get(message, key) for key in ("phase", "values", "trusted", "reasons"))
+    return Product(phase, values, trusted, reasons)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,9 @@ CHUNK_SAMPLES = 4096
 class precoder(gr.sync_block):
     """Port samples y_p = sum_s w_ps x_s / c_p: weights times streams, corrected by the calibration.
 
-    Weights are designed on the uplink channel; dividing by c makes them fit the downlink (`precoding.apply_calibration`).
-    Both may be changed while running; a change takes effect at the start of a call of `work`, for all ports at once.
+    Weights are designed on the uplink channel; dividing by c makes them fit the downlink
+    (`precoding.apply_calibration`). Both may be changed while running; a change takes effect at the start of a call of
+    `work`, for all ports at once.
 
     Parameters
     ----------

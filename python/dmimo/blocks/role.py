@@ -110,7 +110,6 @@ class role(gr.basic_block):
             self._granted[grant.slot, grant.attempt] = grant
             slot = self._schedule.slots[grant.slot]
             role = self._by_purpose[slot.purpose]
-            samples = role.transmit(slot, grant.start)
             vector = self._encode(grant, role.transmit(slot, grant.start))
             if vector is not None:
                 time = time_to_pmt(grant.start, self._rate)

@@ -67,7 +67,9 @@ def swapped(order: np.ndarray) -> np.ndarray:
     return np.concatenate([reverse + start for start in range(0, len(order), length)])
 
 
-def sweep_slots(nodes: Sequence[str], aps: Sequence[str], num_beams: Mapping[str, int], order: np.ndarray) -> list[Slot]:
+def sweep_slots(
+    nodes: Sequence[str], aps: Sequence[str], num_beams: Mapping[str, int], order: np.ndarray
+) -> list[Slot]:
     """Slots of a sweep over `order`; a slot's `variant` is its round. Nodes that are no AP listen with beam 0."""
     slots = []
     for index, (receive, transmit) in enumerate(order.tolist()):

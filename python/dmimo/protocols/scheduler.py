@@ -154,7 +154,8 @@ class SlotScheduler:
             return self._give_up_on_pending(silent)
         if self._product is not None:
             return self._finish(f"phase {self.phase.name}: product not acknowledged by {_names(self._waiting_product)}")
-        return self._finish(f"phase {self.phase.name}: no product, results missing from {_names(silent) or 'its collector'}")
+        missing = _names(silent) or "its collector"
+        return self._finish(f"phase {self.phase.name}: no product, results missing from {missing}")
 
     def failed(self, error: str) -> list[Action]:
         """A block has failed with this error."""

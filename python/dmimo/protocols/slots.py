@@ -110,7 +110,9 @@ class Schedule:
         return slot.beams[self.nodes.index(node)]
 
 
-def build_schedule(nodes: Sequence[str], slot_samples: int, phases: Sequence[tuple[str, int, Sequence[Slot]]]) -> Schedule:
+def build_schedule(
+    nodes: Sequence[str], slot_samples: int, phases: Sequence[tuple[str, int, Sequence[Slot]]]
+) -> Schedule:
     """Schedule of consecutive phases, each given as (name, window, slots); slots are renumbered by position."""
     slots: list[Slot] = []
     spans = []
@@ -154,7 +156,7 @@ class Role(Protocol):
         """Beam of the node's ports in this slot."""
 
     def transmit(self, slot: Slot, start: int) -> np.ndarray | None:
-        """Burst to send in the slot that starts at absolute sample `start`: complex64 (num_ports, n), or None for silence."""
+        """Burst to send in the slot that starts at absolute sample `start`: complex64 (num_ports, n); None: silence."""
 
     def receive(self, slot: Slot, grant: Grant, samples: np.ndarray) -> None:
         """Keep what the node's ports received in the slot: complex64 (num_ports, slot_samples)."""

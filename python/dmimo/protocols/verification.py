@@ -233,8 +233,8 @@ class Verifier:
             -2j * np.pi * plan.samp_rate / plan.layout.symbol.pilot_samples * delays)
         weights = np.conj(precoding.downlink_channel(c.T, combined.T, user_axis=False)).T
         weights = weights / np.sqrt(np.mean(np.sum(np.abs(weights) ** 2, axis=0)))
-        self._weights = {"weights": weights, "uplink_time": uplink_time - latency, "frequency_hz": given["frequency_hz"],
-                         "reference_time": int(given["reference_time"])}
+        self._weights = {"weights": weights, "uplink_time": uplink_time - latency,
+                         "frequency_hz": given["frequency_hz"], "reference_time": int(given["reference_time"])}
         return Product(UPLINK, self._weights)
 
     def _compare(self, results) -> Product:
@@ -246,7 +246,7 @@ class Verifier:
         weights = self._weights["weights"]
         shares = np.array([np.mean(np.sum(np.abs(weights[plan.ports(ap)]) ** 2, axis=0)) for ap in plan.aps])
         alone = np.array([power[variants == 1 + k].mean() for k in range(len(plan.aps))])
-        amplitudes = np.sum([np.sqrt(share) * _amplitude(g[variants == 1 + k]) for k, share in enumerate(shares)], axis=0)
+        amplitudes = sum(np.sqrt(share) * _amplitude(g[variants == 1 + k]) for k, share in enumerate(shares))
         bias = np.mean(noise) * np.sum(shares) / (2 * plan.repeats)
         scattered = float(shares @ alone)
         starts = np.array([power[variants == plan.start(k)].mean() for k in range(plan.random_starts)])
