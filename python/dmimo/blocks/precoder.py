@@ -44,13 +44,13 @@ class precoder(gr.sync_block):
 
     def set_weights(self, weights) -> None:
         """Change the weights, (num_ports, num_streams)."""
-        self._weights = self._checked("weights", np.atleast_2d(np.asarray(weights, np.complex128)), self._shape)
-        self._combine()
+        self._combine(self._checked("weights", np.atleast_2d(np.asarray(weights, np.complex128)), self._shape),
+                      self._calibration)
 
     def set_calibration(self, calibration) -> None:
         """Change the calibration, (num_ports,)."""
-        self._calibration = self._checked("calibration", np.asarray(calibration, np.complex128), self._shape[:1])
-        self._combine()
+        self._combine(self._weights,
+                      self._checked("calibration", np.asarray(calibration, np.complex128), self._shape[:1]))
 
     @staticmethod
     def _checked(name: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -58,8 +58,9 @@ class precoder(gr.sync_block):
             raise ValueError(f"{name} of shape {value.shape}: must be finite and of shape {shape}")
         return value
 
-    def _combine(self) -> None:
-        self._applied = precoding.apply_calibration(self._weights, self._calibration).astype(np.complex64)
+    def _combine(self, weights: np.ndarray, calibration: np.ndarray) -> None:
+        self._applied = precoding.apply_calibration(weights, calibration).astype(np.complex64)
+        self._weights, self._calibration = weights, calibration
 
     @guarded
     def handle_weights(self, message):
