@@ -110,7 +110,7 @@ def test_coefficients_extrapolate_to_another_time_and_reference_time_is_obeyed()
 
 
 @pytest.mark.parametrize(
-    ("nodes", "snr_db", "runs"), [([0, 1, 2], 15.0, 300), ([0, 0, 1, 2, 2], 10.0, 250), ([0, 1, 2, 3, 4, 5], 10.0, 250)]
+    ("nodes", "snr_db", "runs"), [([0, 1, 2], 15.0, 200), ([0, 0, 1, 2, 2], 10.0, 150), ([0, 1, 2, 3, 4, 5], 10.0, 150)]
 )
 def test_errors_are_as_large_as_the_joint_bound_says(nodes, snr_db, runs):
     """Root mean square over runs and ports of error / predicted deviation; 1 within 3 standard errors and 5 %.
@@ -144,7 +144,7 @@ def test_errors_are_as_large_as_the_joint_bound_says(nodes, snr_db, runs):
     for name, values in normalised.items():
         mean, error = metrics.mean_and_standard_error(values)
         assert abs(mean - 1.0) < 3 * error + 0.05, (name, float(mean), float(error))
-        assert error < 0.08, name
+        assert error < 0.1, name
 
 
 def test_phase_and_frequency_errors_are_uncorrelated_at_the_default_reference_time():
