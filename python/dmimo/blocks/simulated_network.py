@@ -141,10 +141,12 @@ class simulated_network(gr.basic_block):
 
     def _stamp(self, nodes: set[int], produced: list[int], sample: int) -> None:
         """Tag the next output item of these nodes with the time of `sample`."""
+        if not nodes:
+            return
+        time = time_to_pmt(sample, self._rate)
         for node in nodes:
             for port in self._ports[node]:
-                at = self.nitems_written(port) + produced[port]
-                self.add_item_tag(port, at, RX_TIME, time_to_pmt(sample, self._rate))
+                self.add_item_tag(port, self.nitems_written(port) + produced[port], RX_TIME, time)
         self._timeless = self._timeless - nodes
 
     def _deliver(self, output_items, produced: list[int], room: int) -> None:
@@ -191,24 +193,29 @@ class simulated_network(gr.basic_block):
 
     def _begin_slot(self, at: int, headers) -> _Slot:
         """Read the tags of the slot that begins at relative item `at`; all nodes must say the same."""
+        names = self._network.names
         frames = []
-        for name, found in zip(self._network.names, headers, strict=True):
+        for name, found in zip(names, headers, strict=True):
             tags = found.get(at, {})
             if "tx_time" not in tags or "packet_len" not in tags:
                 raise ValueError(f"node {name}: no tx_time and packet_len where its slot should begin (item {at})")
-            frames.append((sample_from_pmt(tags["tx_time"], self._rate), pmt.to_long(tags["packet_len"])))
-        start, num = frames[0]
-        odd = [f"{name} {frame}" for name, frame in zip(self._network.names, frames, strict=True) if frame != frames[0]]
-        if odd:
-            raise ValueError(
-                f"slots (first sample, length) differ: {self._network.names[0]} {frames[0]}, but {', '.join(odd)}"
-            )
+            frames.append((tags["tx_time"], tags["packet_len"]))
+        start, num = self._frame(frames[0])
+        if not all(pmt.equal(time, frames[0][0]) and pmt.equal(length, frames[0][1]) for time, length in frames[1:]):
+            said = [self._frame(frame) for frame in frames]
+            odd = [f"{name} {frame}" for name, frame in zip(names, said, strict=True) if frame != said[0]]
+            if odd:
+                raise ValueError(f"slots (first sample, length) differ: {names[0]} {said[0]}, but {', '.join(odd)}")
         if num < 1 or start < self._next:
             raise ValueError(f"slot of {num} samples at {start}: must have samples, none before sample {self._next}")
         if start != self._next:
             self._timeless = set(range(len(self._ports)))
         self._next = self._ready_from = start
         return _Slot(start, num, self._slot_beams(at, headers), self._network.begin_slot(start, num))
+
+    def _frame(self, tags) -> tuple[int, int]:
+        """Return absolute first sample and length of a slot from the values of its two tags."""
+        return sample_from_pmt(tags[0], self._rate), pmt.to_long(tags[1])
 
     def _slot_beams(self, at: int, headers) -> np.ndarray:
         beams = self._beams.copy()
@@ -224,6 +231,10 @@ class simulated_network(gr.basic_block):
         """Raise if a node begins another slot within the current one."""
         begun = self._next != self._slot.start
         for name, found in zip(self._network.names, headers, strict=True):
-            for at, tags in found.items():
-                if "tx_time" in tags and first + (not begun) <= at < first + count:
+            # Tags come in the order of their items; those of slots that are over are forgotten.
+            for at in list(found):
+                if at >= first + count:
+                    break
+                if "tx_time" in found[at] and at >= first + (not begun):
                     raise ValueError(f"node {name}: a slot begins inside the one at sample {self._slot.start}")
+                del found[at]

@@ -55,12 +55,12 @@ def standard_normal(words: np.ndarray) -> np.ndarray:
     return np.concatenate([radius * np.cos(2 * np.pi * u[half:]), radius * np.sin(2 * np.pi * u[half:])])
 
 
-def polar_normal(words: np.ndarray, variance: float | np.ndarray, radius: np.ndarray, angle: np.ndarray) -> None:
-    """Write radius and angle, float32 (..., n), of complex Gaussian draws with E|z|^2 = `variance`.
+def polar_normal(words: np.ndarray, minus_variance: np.ndarray, radius: np.ndarray, angle: np.ndarray) -> None:
+    """Write radius and angle, float32 (..., n), of complex Gaussian draws with E|z|^2 = -`minus_variance`, float32.
 
     A word gives one draw. `words` is uint64 (..., n) with contiguous last axis, n even: the 32-bit halves of the first
     n/2 words make the radii, the others the angles, because the vector units want contiguous data.
-    In single precision |z| is at most 4.8 sqrt(variance).
+    In single precision |z| is at most 4.8 standard deviations.
     """
     n = words.shape[-1]
     halves = words.view(np.int32)
@@ -69,7 +69,7 @@ def polar_normal(words: np.ndarray, variance: float | np.ndarray, radius: np.nda
     radius *= np.float32(2.0**-31)
     radius += np.float32(2.0**-33)  # log(0)
     np.log(radius, out=radius)
-    radius *= -np.asarray(variance, dtype=np.float32)
+    radius *= minus_variance
     np.sqrt(radius, out=radius)
     angle[:] = halves[..., n:]
     angle *= np.float32(np.pi * 2.0**-31)
@@ -87,7 +87,7 @@ class ReceiverNoise:
 
     def __init__(self, keys: list[object], variance: np.ndarray, max_samples: int):
         self._ports = np.flatnonzero(variance > 0.0)
-        self._variance = variance[self._ports, None, None].astype(np.float32)
+        self._minus_variance = -variance[self._ports, None, None].astype(np.float32)
         self._streams = [KeyedStream(keys[p]) for p in self._ports]
         self._words = np.empty((len(self._ports), max_samples), dtype=np.uint64)
         self._work = separate_arrays(3, (len(self._ports), max_samples))
@@ -101,7 +101,7 @@ class ReceiverNoise:
             words[:num] = stream.words(start, num)
         grid = (-1, num // GRID, GRID)
         words, radius, angle, part = (a[:, :num].reshape(grid) for a in (self._words, *self._work))
-        polar_normal(words, self._variance, radius, angle)
+        polar_normal(words, self._minus_variance, radius, angle)
         parts = y.view(np.float32).reshape(len(y), num // GRID, GRID, 2)
         noisy = slice(None) if len(self._ports) == len(y) else self._ports
         parts[noisy, ..., 0] += np.multiply(radius, np.cos(angle, out=part), out=part)

@@ -12,8 +12,10 @@ from .noise import GRID, KeyedStream, polar_normal, seed_words, separate_arrays,
 _LEVELS = 6  # 256^(6 + 1) samples: two thousand years at 1 MS/s
 _NUM_SINUSOIDS = 16
 _RAMP = (np.arange(GRID) / GRID).astype(np.float32)
-# Midpoints number 2^l ... 2^(l + 1) - 1 lie between points 256 / 2^l apart.
-_MIDPOINT_SCALE = np.sqrt(GRID / 4 / 2.0 ** np.floor(np.log2(np.maximum(1, np.arange(GRID))))).astype(np.float32)
+_TWO = np.float32(2.0)
+_TILT = (np.arange(1, 65) / 64).astype(np.float32)
+# Standard deviations in `BrownianBridges`, each as kept: steps of 4 samples, midpoints between points 4 and 2 apart.
+_SCALE = np.repeat([np.sqrt(4.0) / 4, np.sqrt(4.0 / 4) / 2, np.sqrt(2.0 / 4)], (64, 64, 128)).astype(np.float32)
 
 
 class WienerPath:
@@ -65,35 +67,41 @@ class WienerPath:
 
 
 class BrownianBridges:
-    """Brownian bridges on 0 ... 256 by Levy's midpoints, for up to (num, blocks) at once, in work space made once.
+    """Brownian bridges on 0 ... 256, for (num, blocks) of them at once, in work space made once.
 
-    Between two known points s apart lies their mean plus N(0, variance s / 4).
+    A random walk with 64 steps is tilted to its end; then come Levy's midpoints: between two known points s apart lies
+    their mean plus N(0, variance s / 4). Points s apart are kept divided by s, so that means are sums.
+
+    Parameters
+    ----------
+    variance : of a step, (num,).
+    blocks : the most that `fill` is asked for.
     """
 
-    def __init__(self, num: int, blocks: int):
-        self._radius, self._angle, self._middle = separate_arrays(3, (num, blocks, GRID // 2))
+    def __init__(self, variance: np.ndarray, blocks: int):
+        num = len(variance)
+        self._minus_variance = -2.0 * np.asarray(variance, dtype=np.float32)[:, None, None]
+        self._radius, self._angle, self._part = separate_arrays(3, (num, blocks, GRID // 2))
         self._normal = np.empty((num, blocks, GRID), dtype=np.float32)
-        self._points = [np.zeros((num, blocks, 2**level + 1), dtype=np.float32) for level in range(9)]
+        self._points = [np.zeros((num, blocks, count + 1), dtype=np.float32) for count in (64, 128, 256)]
 
-    def fill(self, words: np.ndarray, variance: np.ndarray, ends: np.ndarray) -> np.ndarray:
-        """Return bridges from 0 to `ends` (num, b), float32 (num, b, 257), for b blocks.
-
-        words : uint64 (num, b, 128); variance : per step, (num,).
-        """
+    def fill(self, words: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        """Return bridges from 0 to `ends` (num, b), float32 (num, b, 257), given random words, uint64 (num, b, 128)."""
         blocks = slice(ends.shape[1])
-        radius, angle, middle, normal = (a[:, blocks] for a in (self._radius, self._angle, self._middle, self._normal))
-        polar_normal(words, 2.0 * variance[:, None, None], radius, angle)
-        np.multiply(radius, np.cos(angle, out=middle), out=normal[..., : GRID // 2])
-        np.multiply(radius, np.sin(angle, out=middle), out=normal[..., GRID // 2 :])
-        normal *= _MIDPOINT_SCALE
+        radius, angle, part, normal = (a[:, blocks] for a in (self._radius, self._angle, self._part, self._normal))
+        polar_normal(words, self._minus_variance, radius, angle)
+        np.multiply(radius, np.cos(angle, out=part), out=normal[..., : GRID // 2])
+        np.multiply(radius, np.sin(angle, out=part), out=normal[..., GRID // 2 :])
+        normal *= _SCALE
         points = self._points[0][:, blocks]
-        points[..., 1] = ends
-        for level in range(8):
-            finer, count = self._points[level + 1][:, blocks], 2**level
-            between = np.add(points[..., :-1], points[..., 1:], out=middle[..., :count])
-            between *= np.float32(0.5)
-            between += normal[..., count : 2 * count]
-            finer[..., ::2], finer[..., 1::2] = points, between
+        np.cumsum(normal[..., :64], axis=-1, out=points[..., 1:])
+        tilt = (ends / 4 - points[..., 64]).astype(np.float32)
+        points[..., 1:] += tilt[..., None] * _TILT
+        for finer, count in zip(self._points[1:], (64, 128), strict=True):
+            finer = finer[:, blocks]
+            sums = np.add(points[..., :-1], points[..., 1:], out=part[..., :count])
+            np.add(sums, normal[..., count : 2 * count], out=finer[..., 1::2])
+            np.multiply(points, _TWO, out=finer[..., ::2])
             points = finer
         return points
 
@@ -174,10 +182,10 @@ class OscillatorBank:
         self._rest = np.empty((*shape, GRID), dtype=np.float32)
         self._paths = [(i, o.wiener) for i, o in enumerate(oscillators) if o.wiener is not None]
         if self._paths:
-            self._variance = np.array([0.0 if o.wiener is None else o.wiener.variance for o in oscillators])
+            variance = np.array([0.0 if o.wiener is None else o.wiener.variance for o in oscillators])
             self._borders = np.zeros((shape[0], max_blocks + 1))
             self._words = np.zeros((*shape, GRID // 2), dtype=np.uint64)
-            self._bridges = BrownianBridges(*shape)
+            self._bridges = BrownianBridges(variance, max_blocks)
         self._drift = None
         if any(o.drift is not None for o in oscillators):
             still = np.zeros((3, _NUM_SINUSOIDS))
@@ -198,13 +206,13 @@ class OscillatorBank:
             for i, path in self._paths:
                 borders[i] = path.borders(first, num + 1)
                 words[i] = path.words(first, num).reshape(num, -1)
-            rest += self._bridges.fill(words, self._variance, np.diff(borders))[..., :GRID]
+            rest += self._bridges.fill(words, borders[:, 1:] - borders[:, :-1])[..., :GRID]
             base += borders[:, :-1]
         if self._drift is not None:
             amplitude, rate, start = self._drift
             turned = np.sin(rate * np.arange(first, first + num + 1, dtype=np.float64) + start)
             drift = (amplitude * (turned - np.sin(start))).sum(axis=0)
-            rest += np.diff(drift).astype(np.float32)[..., None] * _RAMP
+            rest += (drift[:, 1:] - drift[:, :-1]).astype(np.float32)[..., None] * _RAMP
             base += drift[:, :-1]
         return base, rest
 
