@@ -4,6 +4,7 @@
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,7 +105,8 @@ def run(flowgraph: calibration_flowgraph, *, timeout_s: float = 3600.0,
     """
     scheduler, total = flowgraph.scheduler, len(flowgraph.assembly.schedule.slots)
     deadline = time.monotonic() + timeout_s
-    flowgraph.start()
+    with _batch_scheduling():
+        flowgraph.start()
     try:
         while not scheduler.finished_event.wait(POLL_S) and time.monotonic() < deadline:
             if progress is not None:
@@ -117,6 +119,21 @@ def run(flowgraph: calibration_flowgraph, *, timeout_s: float = 3600.0,
         flowgraph.stop()
         flowgraph.wait()
     return _outcome(flowgraph, error)
+
+
+@contextmanager
+def _batch_scheduling():
+    """Threads started inside do not preempt one another when they are woken.
+
+    A message wakes its receiver while the sender still holds the interpreter lock; changing over at once costs two
+    context switches for nothing.
+    """
+    policy = os.sched_getscheduler(0)
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, os.sched_param(0))
 
 
 def _outcome(flowgraph: calibration_flowgraph, error: str | None) -> Outcome:

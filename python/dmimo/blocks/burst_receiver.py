@@ -5,18 +5,18 @@ from bisect import insort
 
 import numpy as np
 import pmt
-from gnuradio import gr
 
 from ..protocols.slots import Grant
 from . import messages
 from .guard import guarded
+from .lean import lean_sync_block
 from .timetags import RX_TIME, rate_ratio, sample_from_pmt
 
 LOST, NOT_FINITE = "lost", "samples are not finite"
 BURSTS = pmt.intern("bursts")
 
 
-class burst_receiver(gr.sync_block):
+class burst_receiver(lean_sync_block):
     """Cuts granted slots out of streams that carry `rx_time` tags and publishes them as burst PDUs.
 
     The time of a sample follows from the last `rx_time` tag (at the start and after every discontinuity). Recent
@@ -35,7 +35,7 @@ class burst_receiver(gr.sync_block):
     """
 
     def __init__(self, node: str, num_ports: int, slot_samples: int, samp_rate: float, history_samples: int = 65536):
-        gr.sync_block.__init__(self, "burst_receiver", [np.complex64] * num_ports, None)
+        lean_sync_block.__init__(self, "burst_receiver", [np.complex64] * num_ports, None)
         if history_samples < slot_samples:
             raise ValueError(f"history_samples = {history_samples}: must be at least slot_samples = {slot_samples}")
         self._header = messages.burst_header(node, num_ports)

@@ -3,16 +3,16 @@
 
 import numpy as np
 import pmt
-from gnuradio import gr
 
 from ..core import precoding
 from . import messages
 from .guard import guarded
+from .lean import lean_sync_block
 
 CHUNK_SAMPLES = 4096
 
 
-class precoder(gr.sync_block):
+class precoder(lean_sync_block):
     """Port samples y_p = sum_s w_ps x_s / c_p: weights times streams, corrected by the calibration.
 
     Weights are designed on the uplink channel; dividing by c makes them fit the downlink
@@ -28,7 +28,7 @@ class precoder(gr.sync_block):
 
     def __init__(self, weights, calibration=None):
         weights = np.atleast_2d(np.asarray(weights, np.complex128))
-        gr.sync_block.__init__(self, "precoder", [np.complex64] * weights.shape[1], [np.complex64] * weights.shape[0])
+        lean_sync_block.__init__(self, "precoder", [np.complex64] * weights.shape[1], [np.complex64] * weights.shape[0])
         self._shape = weights.shape
         self._weights = weights
         self._calibration = np.ones(weights.shape[0], np.complex128)
