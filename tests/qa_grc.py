@@ -319,7 +319,6 @@ parameters:
 - {id: key, label: Key, dtype: string, default: c}
 - {id: quantity, label: Quantity, dtype: string, default: real, hide: part}
 inputs:
-- {domain: message, id: products}
 - {domain: message, id: phases}
 outputs:
 - {domain: stream, dtype: float, multiplicity: '${num_outputs}'}
@@ -336,7 +335,7 @@ documentation: |-
 
   Inputs: none.
   Outputs: one stream for each entry.
-  Messages: products in, phases in; error out.
+  Messages: phases in; error out.
   Parameters: number of entries, history, key, quantity.
   Reference: none.
 file_format: 1
@@ -384,7 +383,7 @@ def test_bad_description_is_found(old, new, message):
         ("", "", []),
         ("'${num_outputs}'", "'${num_outputs + 1}'", ["stream outputs: described 3, really 2"]),
         ("outputs:", "- {domain: stream, dtype: complex}\noutputs:", ["stream inputs: described 1, really 0"]),
-        ("id: phases", "id: end", ["message inputs: described ['end', 'products'], really ['phases', 'products']"]),
+        ("id: phases", "id: end", ["message inputs: described ['end'], really ['phases']"]),
         ("- {domain: message, id: error, optional: true}\n", "", ["message outputs: described [], really ['error']"]),
         ("file_format: 1", "file_format: 7", ["GRC did not load it"]),
     ],

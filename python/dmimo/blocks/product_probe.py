@@ -21,9 +21,9 @@ _QUANTITIES = {
 class product_probe(gr.sync_block):
     """Streams with one item per product: the entries of ``values[key]``, one stream for each entry.
 
-    Products without the key are passed over. With ``history`` an item is a vector of the values of the last products in
-    order of time, so that a plot of it scrolls; what has not happened yet is shown as the first value. The streams end
-    with the run.
+    Products without the key are passed over. With ``history`` each product sends that many items, the values of the
+    last products in order of time, so that a plot of `history` points scrolls; what has not happened yet is shown as
+    the first value. The streams end with the run.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ class product_probe(gr.sync_block):
     quantity : {"phase_deg", "magnitude", "db", "real"}
         What to send of each entry; "db" is 20 log10 of the magnitude.
     history : int
-        Length of the vectors.
+        Items per product.
     """
 
     def __init__(self, key: str, num_outputs: int = 1, quantity: str = "real", history: int = 1):
@@ -42,16 +42,14 @@ class product_probe(gr.sync_block):
             raise ValueError(f"num_outputs = {num_outputs}, history = {history}: must be at least 1")
         if quantity not in _QUANTITIES:
             raise ValueError(f"quantity = {quantity!r}: must be one of {list(_QUANTITIES)}")
-        item = np.dtype((np.float32, history)) if history > 1 else np.float32
-        gr.sync_block.__init__(self, "product_probe", None, [item] * num_outputs)
+        gr.sync_block.__init__(self, "product_probe", None, [np.float32] * num_outputs)
         self._key = key
         self._quantity = _QUANTITIES[quantity]
         self._recent: deque[np.ndarray] = deque(maxlen=history)
         self._rows: deque[np.ndarray] = deque()
         self._ended = False
-        for port, handler in (("products", self.handle_product), ("phases", self.handle_phases)):
-            self.message_port_register_in(pmt.intern(port))
-            self.set_msg_handler(pmt.intern(port), handler)
+        self.message_port_register_in(pmt.intern("phases"))
+        self.set_msg_handler(pmt.intern("phases"), self.handle_phases)
         self.message_port_register_out(pmt.intern("error"))
 
     def start(self):
@@ -62,34 +60,29 @@ class product_probe(gr.sync_block):
         return True
 
     @guarded
-    def handle_product(self, message):
-        """Queue the entries of a product that has the key; a failed block's message ends the run elsewhere."""
-        if messages.kind(message) != "product":
-            return
-        values = messages.product(message).values
-        if self._key not in values:
-            return
-        row = self._quantity(np.ravel(values[self._key])).astype(np.float32)
-        if row.size != self.output_signature().max_streams():
-            raise ValueError(f"{self._key} has {row.size} entries: must be num_outputs = "
-                             f"{self.output_signature().max_streams()}")
-        if not self._recent:
-            self._recent.extend([row] * self._recent.maxlen)
-        else:
-            self._recent.append(row)
-        self._rows.append(np.array(self._recent))
-
-    @guarded
     def handle_phases(self, message):
-        """Finish after the queued items once the run has ended."""
-        if messages.kind(message) == "end":
+        """Queue the entries of a product that has the key; finish after the queued items once the run has ended."""
+        kind = messages.kind(message)
+        if kind == "end":
             self._ended = True
+        elif kind == "product":
+            values = messages.product(message).values
+            if self._key in values:
+                self._queue(np.ravel(values[self._key]))
+
+    def _queue(self, entries: np.ndarray) -> None:
+        outputs = self.output_signature().max_streams()
+        if entries.size != outputs:
+            raise ValueError(f"{self._key} has {entries.size} entries: must be num_outputs = {outputs}")
+        row = self._quantity(entries).astype(np.float32)
+        self._recent.extend([row] * (1 if self._recent else self._recent.maxlen))
+        self._rows.extend(self._recent)
 
     @guarded
     def work(self, input_items, output_items):
         """Send what is queued."""
         count = min(len(self._rows), len(output_items[0]))
         for item in range(count):
-            for output, values in zip(output_items, self._rows.popleft().T, strict=True):
-                output[item] = values
+            for output, value in zip(output_items, self._rows.popleft(), strict=True):
+                output[item] = value
         return WORK_DONE if self._ended and not count else count
