@@ -138,7 +138,7 @@ def test_the_readme_shows_what_the_demo_prints(tmp_path):
     assert found, "README.md has lost the output of the demo"
     (words, numbers), (seen_words, seen_numbers) = split_numbers(demo(tmp_path)), split_numbers(found[2])
     assert seen_words == words, "run this file, see its head, to write the output anew"
-    assert seen_numbers == pytest.approx(numbers, rel=0.02, abs=0.01)
+    assert seen_numbers == pytest.approx(numbers, rel=0.005, abs=0.001)
 
 
 # -- links, commands, names -------------------------------------------------------------------------------------------
