@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Throughput of the simulated network: in a flowgraph against `multiply_matrix_cc`, and per slot of 256 samples.
 
-Each line of the first table is measured right after a run of the reference in the same graph, so that the ratio stands
-even where the machine's speed wanders.
+Runs of the network and of the reference in the same graph take turns; the ratio is that of their best rates, so that it
+stands even where the machine has other things to do.
 """
 
 import sys
@@ -19,7 +19,8 @@ from gnuradio.dmimo.simulation.propagation import Rayleigh
 
 SAMP_RATE = 1e6
 NUM_PORTS = 16
-SECONDS = 2.0
+SECONDS = 0.7
+ROUNDS = 4
 IMPAIRED = {"noise_var": 0.01, "cfo_hz": 50.0, "linewidth_hz": 10.0}
 # name, impairments, propagation, required share of the reference's throughput
 CASES = (
@@ -60,7 +61,7 @@ def graph_rate(block):
         top.connect((block, port), sink)
         parts += [source, sink]
     top.start()
-    time.sleep(0.5)
+    time.sleep(0.3)
     begin, first = time.perf_counter(), block.nitems_written(0)
     time.sleep(SECONDS)
     last, end = block.nitems_written(0), time.perf_counter()
@@ -95,8 +96,10 @@ def main():
     title = f"{NUM_PORTS} ports, ratio to multiply_matrix_cc"
     print(f"{title:45} | MS/s per port | ratio | target | slot of 256, 3 ports [us]")
     for name, impairments, propagation, target in CASES:
-        reference = reference_rate()
-        rate = graph_rate(simulated_network(make_network(NUM_PORTS, propagation, **impairments)))
+        reference = rate = 0.0
+        for _ in range(ROUNDS):
+            reference = max(reference, reference_rate())
+            rate = max(rate, graph_rate(simulated_network(make_network(NUM_PORTS, propagation, **impairments))))
         failed |= rate < target * reference
         slot = slot_time(impairments, propagation) * 1e6
         print(f"{name:45} | {rate / 1e6:13.2f} | {rate / reference:5.2f} | {target:6.2f} | {slot:8.0f}", flush=True)

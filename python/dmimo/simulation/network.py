@@ -17,7 +17,7 @@ from .propagation import Propagation, Site
 
 __all__ = ["Network", "SimulatedNode"]
 
-_CHUNK_BLOCKS = 16  # blocks per pass: 4096 samples of 16 ports stay in the cache
+_CHUNK_BLOCKS = 8  # blocks per pass: few enough for the cache, enough to outweigh the calls
 _NEVER = 1 << 62
 
 
@@ -129,8 +129,9 @@ class Network:
         if self._moving:
             self._bank = OscillatorBank([node.oscillator for node in self.nodes], num // GRID)
             self._part = np.empty((len(self.nodes), num), dtype=np.float32)
-            self._back = np.empty((len(self.nodes), num), dtype=np.complex64)
             self._turn = np.ones((len(self.nodes), self.latency_samples + num), dtype=np.complex64)
+            # The conjugate may go in place if it leaves no past to spoil.
+            self._back = self._turn if self.latency_samples == 0 else np.empty_like(self._turn)
         if self._rated:
             clocks = {node.name: node.clock for node in self.nodes}
             sizes = (self._slices, num, self.block_samples, self._clock_latency)
