@@ -46,7 +46,7 @@ class wired(gr.top_block):
             for collector in self.collectors:
                 self.msg_connect(role, "results", collector, "results")
         for collector in self.collectors:
-            self.msg_connect(self.scheduler, "control", collector, "control")
+            self.msg_connect(self.scheduler, "phases", collector, "phases")
             self.msg_connect(collector, "products", self.scheduler, "products")
             self.msg_connect(collector, "error", self.scheduler, "status")
 

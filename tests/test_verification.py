@@ -16,7 +16,7 @@ def verify(seed=3, *, wrong=1.0, start=50_000, calibrated_at=20_000, random_star
     """Report and ideal of a verification with the true calibration of an earlier time, times `wrong`."""
     air = Air(np.random.default_rng(seed), PORTS, BEAMS, **air_options)
     layout = SlotLayout(256, 8, SoundingSymbol(128, 96, 32), 1, 8)
-    plan = Plan(tuple(PORTS), APS, "ue", PORTS, BEAMS, layout, air.samp_rate, 4, repeats, random_starts, seed)
+    plan = Plan(tuple(PORTS), APS, "ue", PORTS, BEAMS, layout, air.samp_rate, 12, 4, repeats, random_starts, seed)
     schedule = build_schedule(tuple(PORTS), 256, plan.phases(8))
     roles = {node: VerificationRole(node, plan) for node in PORTS}
     verifier = Verifier(plan, schedule.slots)

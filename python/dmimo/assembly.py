@@ -59,7 +59,13 @@ class Assembly:
         """Where the symbols of so many ports lie in a slot."""
         slots = self.testbed.slots
         advance = slots.prefix_samples // WINDOW_ADVANCE
-        return waveforms.SlotLayout(slots.slot_samples, slots.lead_samples, self.symbol, num_ports, advance)
+        return waveforms.SlotLayout(slots.slot_samples, slots.lead_samples, self.symbol, num_ports, advance,
+                                    self.latency_samples)
+
+    @cached_property
+    def latency_samples(self) -> int:
+        """How much later than at the antenna received samples are labelled."""
+        return self.network().latency_samples
 
     @cached_property
     def layouts(self) -> dict[str, waveforms.SlotLayout]:
@@ -84,7 +90,8 @@ class Assembly:
             nodes=tuple(self._nodes), aps=self._aps, ue=settings.ue,
             num_ports={name: node.num_ports for name, node in self._nodes.items()},
             num_beams={name: len(node.panel.beams) for name, node in self._nodes.items()},
-            layout=self.layout(1), samp_rate=bed.samp_rate, uplink_repeats=settings.uplink_repeats,
+            layout=self.layout(1), samp_rate=bed.samp_rate, num_subbands=bed.slots.num_subbands,
+            uplink_repeats=settings.uplink_repeats,
             repeats=settings.repeats, random_starts=settings.random_starts, seed=bed.seed,
         )
 

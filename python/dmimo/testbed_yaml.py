@@ -85,7 +85,7 @@ def read(path: str | Path) -> str:
     except UnicodeDecodeError as error:
         raise TestbedError(f"{path}:1: byte {error.start} is not UTF-8 text; allowed: YAML in UTF-8") from None
     except OSError as error:
-        raise TestbedError(f"{path}:1: cannot be read: {error.strerror}") from None
+        raise TestbedError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def compose(text: str, source: str) -> Document:

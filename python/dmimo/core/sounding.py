@@ -123,18 +123,32 @@ def common_delay(h, symbol: SoundingSymbol) -> float:
     h : array_like (..., num_subcarriers)
     symbol : SoundingSymbol
     """
+    return float(delay_of_steps(np.sum(phase_steps(h, symbol)), symbol))
+
+
+def phase_steps(h, symbol: SoundingSymbol) -> np.ndarray:
+    r"""Steps between neighbouring bins, :math:`\sum_k h_{k+1} h_k^*`, (...) from (..., num_subcarriers).
+
+    May be summed over estimates with the same delay before `delay_of_steps`.
+    """
     h = np.asarray(h)
     neighbours = np.flatnonzero(np.diff(symbol.bins) == 1)
-    step = np.sum(h[..., neighbours + 1] * np.conj(h[..., neighbours]))
-    return float(-np.angle(step) * symbol.pilot_samples / (2 * np.pi))
+    return np.sum(h[..., neighbours + 1] * np.conj(h[..., neighbours]), axis=-1)
 
 
-def advance(h, symbol: SoundingSymbol, delay_samples: float) -> np.ndarray:
+def delay_of_steps(steps, symbol: SoundingSymbol) -> np.ndarray:
+    """Energy-weighted delay in samples, within half a symbol, for sums of `phase_steps`."""
+    return -np.angle(steps) * (symbol.pilot_samples / (2 * np.pi))
+
+
+def advance(h, symbol: SoundingSymbol, delay_samples) -> np.ndarray:
     r"""Channel estimates as if everything had arrived `delay_samples` earlier, :math:`h_k e^{+2j \pi k d / N}`.
 
-    The same advance for both directions of a path keeps their reciprocity.
+    The same advance for both directions of a path keeps their reciprocity. `delay_samples` (...) broadcasts with the
+    leading axes of h (..., num_subcarriers).
     """
-    return np.asarray(h) * np.exp(2j * np.pi * delay_samples / symbol.pilot_samples * symbol.bins)
+    turns = np.asarray(delay_samples)[..., None] * symbol.bins / symbol.pilot_samples
+    return np.asarray(h) * np.exp(2j * np.pi * turns)
 
 
 def subband_centres_hz(symbol: SoundingSymbol, num_subbands: int, samp_rate: float) -> np.ndarray:

@@ -209,7 +209,8 @@ class SlotLayout:
 
     The receiver's window for port p begins at `useful_start(p)`, `advance_samples` before the useful part as sent, so
     that it sees one whole period for relative delays from -advance_samples to prefix_samples - advance_samples. The
-    advance looks like a delay common to everything received.
+    advance looks like a delay common to everything received. A receiver whose samples are labelled `latency_samples`
+    later than they were at the antenna (its pipeline) opens its windows later by as much.
 
     Raises
     ------
@@ -222,6 +223,7 @@ class SlotLayout:
     symbol: SoundingSymbol
     num_ports: int = 1
     advance_samples: int = 0
+    latency_samples: int = 0
 
     def __post_init__(self):
         _check_positive("slot_samples", self.slot_samples)
@@ -240,6 +242,12 @@ class SlotLayout:
                 f"symbols of {self.symbol.total_samples} and a tail of {self.symbol.prefix_samples} samples "
                 f"need {needed}"
             )
+        end = self.useful_start(self.num_ports - 1) + self.symbol.pilot_samples
+        if self.latency_samples < 0 or end > self.slot_samples:
+            raise ValueError(
+                f"latency_samples={self.latency_samples} must not be negative, and leave the last receive window, which "
+                f"ends after {end} samples, inside slot_samples={self.slot_samples}"
+            )
 
     def symbol_start(self, port: int = 0) -> int:
         """First sample of the port's symbol (of its prefix), counted from the start of the slot."""
@@ -249,17 +257,17 @@ class SlotLayout:
 
     def useful_start(self, port: int = 0) -> int:
         """First sample of the receiver's window of `pilot_samples` for this port's symbol."""
-        return self.symbol_start(port) + self.symbol.prefix_samples - self.advance_samples
+        return self.symbol_start(port) + self.symbol.prefix_samples - self.advance_samples + self.latency_samples
 
     def middle(self, port: int = 0) -> int:
-        """Sample to which the port's estimate belongs: `useful_start(port) + pilot_samples // 2`.
+        """Sample at the antenna to which the port's estimate belongs, the middle of its window.
 
         A rotating carrier is seen with its phase at the centroid of the energy in the window, which is not an integer:
         0.8 samples before the integer returned here for the default symbol without delay, within 2 samples of it for
         delays of a few. What is common to all symbols cancels in differences of times; what differs between links
         of different delay matters only to oscillators that turn visibly within a sample or two.
         """
-        return self.useful_start(port) + self.symbol.pilot_samples // 2
+        return self.useful_start(port) - self.latency_samples + self.symbol.pilot_samples // 2
 
     @property
     def silence(self) -> slice:

@@ -12,17 +12,19 @@ make it M (M - 1) B^2, in M B^2 slots.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..core import sounding
+from ..core.graph import DisconnectedGraphError, laplacian
 from ..core.sweep_calibration import calibrate_sweep
 from ..core.waveforms import SlotLayout
 from .slots import Grant, Product, Reception, Slot
 
 PURPOSE = "sweep"
 PHASE = "sweep"
+MIN_COHERENCE_DEVIATIONS = 5.0  # of noise alone, for a one-way delay to count
 
 
 def rounds(num_beams: int, *, beam_pairs: int | None = None, passes: int = 1) -> np.ndarray:
@@ -160,12 +162,14 @@ class SweepData:
     """All measurements of a sweep.
 
     y[i, j, q, k] was received by port i from port j over path q in sub-band k, in the middle of sample times[i, j, q];
-    NaN where nothing was measured. `noise_var` (ports,) is the noise variance of an entry.
+    NaN where nothing was measured. `noise_var` (ports,) is the noise variance of an entry. `coarse_delay` (ports,) is
+    the calibration delay in samples that has been removed.
     """
 
     y: np.ndarray
     times: np.ndarray
     noise_var: np.ndarray
+    coarse_delay: np.ndarray
 
 
 class SweepCollector:
@@ -189,7 +193,8 @@ class SweepCollector:
                  settings: Mapping[str, object]):
         self._slots = schedule_slots
         self._layouts = layouts
-        self._symbol = next(iter(layouts.values())).symbol
+        self._layout = max(layouts.values(), key=lambda layout: layout.num_ports)
+        self._advance, self._symbol = self._layout.advance_samples, self._layout.symbol
         self._swapped = swapped(order)
         self._num_subbands = num_subbands
         self._samp_rate = samp_rate
@@ -198,42 +203,68 @@ class SweepCollector:
         edges = np.concatenate([[0], np.cumsum(counts)])
         self._ports = {name: slice(edges[k], edges[k + 1]) for k, name in enumerate(layouts)}
         self.node_of_port = np.repeat(np.arange(len(counts)), counts)
+        self.delay_samples = 0.0
         self.sweep: SweepData | None = None
         self.calibration = None
 
     def assemble(self, results: Mapping[str, Mapping[str, object]]) -> SweepData:
         """Measurements of all APs as arrays over (receiver, transmitter, path, sub-band).
 
-        The delay common to all measurements (the receive window's, the radios' pipelines) is removed before the
-        subcarriers of a sub-band are averaged, where it would cancel them. Its part beyond the window's advance is how
-        much later than at the antenna the samples are labelled: the times are corrected by it.
+        Two kinds of delay are removed before the subcarriers of a sub-band are averaged, where they would cancel them:
+        the one common to all measurements (the receive window's, the radios' pipelines), and a coarse calibration delay
+        of each port. The common delay beyond the window's advance is how much later than at the antenna the samples are
+        labelled: the times are corrected by it.
         """
         ports, paths = self.node_of_port.size, self._swapped.size
         y = np.full((ports, ports, paths, self._num_subbands), np.nan + 0j)
         times = np.zeros((ports, ports, paths), np.int64)
         noise_var = np.full(ports, np.nan)
+        steps, energy = np.zeros((ports, ports), complex), np.zeros((ports, ports))
+        for own, theirs, rows, result, _ in self._links(results):
+            h = np.asarray(result["h"])[rows][:, :, : theirs.stop - theirs.start]
+            steps[own, theirs] = sounding.phase_steps(h, self._symbol).sum(axis=0)
+            energy[own, theirs] = np.sum(np.abs(h) ** 2, axis=(0, 3))
+        common = self.delay_samples = float(sounding.delay_of_steps(steps.sum(), self._symbol))
+        coarse = self._coarse_delays(steps, energy, paths) if self._settings.get("estimate_delay", True) else 0 * noise_var
+        latency = round(common) - self._advance
+        for own, theirs, rows, result, path in self._links(results):
+            delay = common + (coarse[theirs] - coarse[own, None]) / 2
+            h = sounding.advance(np.asarray(result["h"])[rows][:, :, : theirs.stop - theirs.start], self._symbol, delay)
+            y[own, theirs, path] = np.moveaxis(sounding.subband_average(h, self._num_subbands), 0, 2)
+            middles = np.array([self._layout.middle(port) for port in range(theirs.stop - theirs.start)]) - latency
+            times[own, theirs, path] = np.asarray(result["starts"])[rows] + middles[:, None]
+            noise_var[own] = sounding.estimate_noise_variance(self._symbol, result["noise_var"], self._num_subbands)
+        return SweepData(y, times, noise_var, coarse)
+
+    def _links(self, results):
+        """For each receiver and sender: their ports, the result's rows from the sender, the result, the rows' paths."""
         order = list(self._layouts)
-        delay = sounding.common_delay(np.concatenate([np.asarray(r["h"]).reshape(-1, self._symbol.num_subcarriers)
-                                                      for r in results.values()]), self._symbol)
-        latency = round(delay) - next(iter(self._layouts.values())).advance_samples
         for receiver, result in results.items():
-            own = self._ports[receiver]
-            noise_var[own] = sounding.estimate_noise_variance(
-                self._symbol, result["noise_var"], self._num_subbands)
-            channel = sounding.subband_average(
-                sounding.advance(result["h"], self._symbol, delay), self._num_subbands)
             slots = [self._slots[index] for index in result["slots"]]
             senders = np.array([order.index(slot.transmitters[0]) for slot in slots])
             variants = np.array([slot.variant for slot in slots])
             for position, sender in enumerate(order):
+                if sender == receiver:
+                    continue
                 rows = np.flatnonzero(senders == position)
-                layout, theirs = self._layouts[sender], self._ports[sender]
                 # The path is named after the beams of (earlier AP, later AP), whichever of them sends.
-                path = variants[rows] if order.index(receiver) < position else self._swapped[variants[rows]]
-                y[own, theirs, path] = np.moveaxis(channel[rows][:, :, : layout.num_ports], 0, 2)
-                middles = np.array([layout.middle(port) for port in range(layout.num_ports)]) - latency
-                times[own, theirs, path] = np.asarray(result["starts"])[rows] + middles[:, None]
-        return SweepData(y, times, noise_var)
+                earlier = order.index(receiver) < position
+                path = variants[rows] if earlier else self._swapped[variants[rows]]
+                yield self._ports[receiver], self._ports[sender], rows, result, path
+
+    def _coarse_delays(self, steps: np.ndarray, energy: np.ndarray, num_paths: int) -> np.ndarray:
+        """Calibration delay of each port in samples, unambiguous to half a symbol, from one-way delays.
+
+        The delay from j to i exceeds that from i to j by D_j - D_i, whatever the path; least squares over the pairs.
+        Sub-bands resolve no more than their own spacing allows; this is what they start from.
+        """
+        relative = sounding.delay_of_steps(steps * np.conj(steps.sum()), self._symbol)
+        coherence = np.abs(steps) / np.maximum(energy, np.finfo(float).tiny)
+        noise_only = 1 / np.sqrt(num_paths * self._symbol.num_subcarriers)
+        heard = np.minimum(coherence, coherence.T) > MIN_COHERENCE_DEVIATIONS * noise_only
+        weights = np.where(heard, np.sqrt(energy * energy.T), 0.0)
+        rest = -np.sum(weights * (relative - relative.T), axis=1)
+        return np.linalg.lstsq(laplacian(weights), rest, rcond=None)[0]
 
     def update(self, product: Product) -> None:
         """The calibration needs nothing from other phases."""
@@ -241,11 +272,23 @@ class SweepCollector:
     def produce(self, phase: str, grants: Sequence[Grant], results: Mapping[str, Mapping[str, object]]) -> Product:
         """The calibration: c, frequency and delay of each port with their predicted deviations."""
         self.sweep = sweep = self.assemble(results)
-        self.calibration = estimate = calibrate_sweep(
-            sweep.y, sweep.times, samp_rate=self._samp_rate, noise_var=sweep.noise_var,
-            subcarriers_hz=sounding.subband_centres_hz(self._symbol, self._num_subbands, self._samp_rate),
-            node_of_port=self.node_of_port, **self._settings,
-        )
+        try:
+            estimate = calibrate_sweep(
+                sweep.y, sweep.times, samp_rate=self._samp_rate, noise_var=sweep.noise_var,
+                subcarriers_hz=sounding.subband_centres_hz(self._symbol, self._num_subbands, self._samp_rate),
+                node_of_port=self.node_of_port, **self._settings,
+            )
+        except DisconnectedGraphError as error:
+            return Product(phase, {}, False, (str(error),))
+        reasons = tuple(estimate.reasons)
+        if not 0 <= self.delay_samples <= self._symbol.prefix_samples:
+            reasons += (f"signals arrive {self.delay_samples - self._advance:+.0f} samples from where they are expected:"
+                        f" must be within -{self._advance} ... {self._symbol.prefix_samples - self._advance}, "
+                        "longer prefix_samples allow more",)
+        coarse = (sweep.coarse_delay - sweep.coarse_delay[estimate.reference]) / self._samp_rate
+        self.calibration = estimate = replace(
+            estimate, delay_s=estimate.delay_s + coarse, reasons=reasons, trusted=estimate.trusted and
+            reasons == tuple(estimate.reasons))
         values = {name: getattr(estimate, name) for name in ("c", "frequency_hz", "delay_s", "phase_std_rad")}
         values["reference_time"] = int(estimate.reference_time)
-        return Product(phase, values, bool(estimate.trusted), tuple(estimate.reasons))
+        return Product(phase, values, bool(estimate.trusted), reasons)

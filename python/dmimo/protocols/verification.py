@@ -19,7 +19,7 @@ from ..core.waveforms import SlotLayout
 from .slots import CHOSEN, Grant, Product, Reception, Slot
 
 TRAINING, UPLINK, DOWNLINK = "training", "uplink", "downlink"
-MIN_UPLINK_SNR = 4.0  # energy of the strongest AP's channel over its noise; below, nobody has heard the UE
+MIN_DEVIATIONS = 5.0  # of the noise's energy, by which the strongest AP must hear the UE
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class Plan:
     layout : SlotLayout
         One symbol per slot: port 0 of the UE, or all ports of the APs together.
     samp_rate : float
+    num_subbands : int
+        Sub-bands within which a precoded transmission has one phase.
     uplink_repeats, repeats, random_starts : int
     seed : int
         Of the random node phases.
@@ -49,6 +51,7 @@ class Plan:
     num_beams: Mapping[str, int]
     layout: SlotLayout
     samp_rate: float
+    num_subbands: int
     uplink_repeats: int
     repeats: int
     random_starts: int
@@ -219,10 +222,12 @@ class Verifier:
         times = starts + plan.layout.middle(0)
         h = np.concatenate([np.asarray(results[ap]["h"]) for ap in plan.aps], axis=1)
         noise = np.concatenate([np.asarray(results[ap]["noise_var"]) for ap in plan.aps], axis=1)
-        snr = np.max(np.mean(np.abs(h) ** 2, axis=(0, 2)) / np.maximum(noise.mean(axis=0), np.finfo(float).tiny))
-        if not snr > MIN_UPLINK_SNR:
-            reason = f"node {plan.ue}: no AP hears it (best SNR per subcarrier {10 * np.log10(snr):.1f} dB)"
-            return Product(UPLINK, {}, False, (reason,))
+        energy = np.mean(np.abs(h) ** 2, axis=(0, 2)) - noise.mean(axis=0)
+        # Deviation of that difference where there is nothing but noise.
+        deviation = noise.mean(axis=0) / np.sqrt(h.shape[0] * h.shape[2])
+        if not np.max(energy - MIN_DEVIATIONS * deviation) > 0:
+            return Product(UPLINK, {}, False, (f"node {plan.ue}: no AP hears it: the received energy is within "
+                                               f"{MIN_DEVIATIONS:g} deviations of the noise",))
         # Samples are labelled later than at the antenna by the pipeline delay, which the channel shows.
         latency = round(sounding.common_delay(h, plan.layout.symbol)) - plan.layout.advance_samples
         uplink_time = int(times[len(times) // 2])
@@ -241,12 +246,15 @@ class Verifier:
         """Gains of the joint transmission, over the mean power with random node phases at equal total power."""
         plan, result = self._plan, results[self._plan.ue]
         g, noise = np.asarray(result["h"])[:, 0], np.asarray(result["noise_var"])[:, 0]
+        symbol = plan.layout.symbol
+        g = sounding.advance(g, symbol, sounding.common_delay(g, symbol))  # the UE's clock, common to all
         variants = np.array([self._slots[int(index)].variant for index in result["slots"]])
         power = np.mean(np.abs(g) ** 2, axis=-1) - noise
         weights = self._weights["weights"]
         shares = np.array([np.mean(np.sum(np.abs(weights[plan.ports(ap)]) ** 2, axis=0)) for ap in plan.aps])
         alone = np.array([power[variants == 1 + k].mean() for k in range(len(plan.aps))])
-        amplitudes = sum(np.sqrt(share) * _amplitude(g[variants == 1 + k]) for k, share in enumerate(shares))
+        amplitudes = sum(np.sqrt(share) * _amplitude(g[variants == 1 + k], plan.num_subbands)
+                         for k, share in enumerate(shares))
         bias = np.mean(noise) * np.sum(shares) / (2 * plan.repeats)
         scattered = float(shares @ alone)
         starts = np.array([power[variants == plan.start(k)].mean() for k in range(plan.random_starts)])
@@ -279,10 +287,13 @@ def _combine_repeats(h: np.ndarray) -> np.ndarray:
     return (u.conj() @ x).reshape(h.shape[1:]) / np.sqrt(len(h))
 
 
-def _amplitude(g: np.ndarray) -> np.ndarray:
-    """Amplitude per subcarrier of precoded transmissions (repeats, subcarriers), whose phase is flat over the band."""
-    flat = np.sum(g, axis=-1, keepdims=True)
-    return np.mean(np.real(g * np.conj(flat) / np.abs(flat)), axis=0)
+def _amplitude(g: np.ndarray, num_subbands: int) -> np.ndarray:
+    """Amplitude per subcarrier of repeated transmissions (repeats, subcarriers), unbiased by noise.
+
+    The part of g in phase with its sub-band: the modulus would count noise as signal.
+    """
+    local = np.repeat(sounding.subband_average(g, num_subbands), g.shape[-1] // num_subbands, axis=-1)
+    return np.mean(np.real(g * np.conj(local) / np.abs(local)), axis=0)
 
 
 def _db(ratio: float) -> float:
