@@ -251,7 +251,7 @@ def test_unreadable_files_are_named(tmp_path):
         path = tmp_path / name
         if content is not None:
             path.write_bytes(content)
-        with pytest.raises(testbed.TestbedError, match=re.escape(f"{path}:1: ") + ".*" + message):
+        with pytest.raises(testbed.TestbedError, match=re.escape(str(path)) + ":.*" + message):
             testbed.load(path)
     path = tmp_path / "with space.yml"
     path.write_bytes(b"\xef\xbb\xbf" + SMALL.encode())

@@ -76,7 +76,6 @@ class calibration_flowgraph(gr.top_block):
             self.msg_connect(block, "products", self.scheduler, "products")
             self.msg_connect(block, "error", self.scheduler, "status")
         self.msg_connect(self.air, "error", self.scheduler, "status")
-        self.msg_connect(self.scheduler, "error", self.scheduler, "status")
 
     def _pin(self) -> None:
         """All blocks of the loop on one processor: Python ones share the interpreter lock, and waking another processor

@@ -66,11 +66,8 @@ def run_figures(report: Mapping) -> dict[str, Figure]:
     """
     figures = {}
     if report.get("c_true") is not None:
+        # Both have c = 1 at the reference, so what is left and its predicted deviation are relative to it.
         c, truth = np.asarray(report["c"]), np.asarray(report["c_true"])
-        ratio = c / truth
-        common = np.nansum(ratio / np.abs(ratio))
-        # The estimate's gauge; the common phase of what is left belongs to all ports, not to the reference.
-        truth = truth * common / np.abs(common)
         std = np.radians(report["predicted_phase_std_deg"])
         figures["coefficients"] = coefficients(c, c / truth, truth, labels=report["ports"], phase_std_rad=std)
     if report.get("coherent_gain_db") is not None:
@@ -132,7 +129,7 @@ def _phasors(axes, values: np.ndarray, truth: np.ndarray | None, labels: Sequenc
              box_aspect=1)
     axes.grid(True, color="#eeeeee", linewidth=0.7)
     if few or truth is not None:
-        axes.legend(fontsize=8, frameon=True, framealpha=0.95, edgecolor="none", loc="best")
+        axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     _title(axes, "Before: coefficients as found", f"{len(labels)} ports")
 
 

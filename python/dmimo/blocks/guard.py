@@ -13,7 +13,7 @@ WORK_DONE = -1
 def guarded(method):
     """Method of a block with an `error` message port: an exception is published there, and -1 (done) returned.
 
-    GNU Radio leaves the flowgraph waiting when Python code raises in `work` or in a handler. The name is kept, since
+    A block with a method `handle_error(text)` takes its own error there. GNU Radio leaves the flowgraph waiting when Python code raises in `work` or in a handler. The name is kept, since
     message handlers are found by it.
     """
 
@@ -22,7 +22,10 @@ def guarded(method):
         try:
             return method(self, *args)
         except Exception:
-            self.message_port_pub(ERROR, pmt.intern(f"{self.name()}: {traceback.format_exc()}"))
+            text = f"{self.name()}: {traceback.format_exc()}"
+            if hasattr(type(self), "handle_error"):
+                self.handle_error(text)
+            self.message_port_pub(ERROR, pmt.intern(text))
             return WORK_DONE
 
     return wrapper

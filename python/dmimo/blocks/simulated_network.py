@@ -82,8 +82,8 @@ class simulated_network(lean_basic_block):
     def handle_forecast(self, noutput_items, ninputs):
         """Ask for a single item: a slot in flight must never wait for the next one.
 
-        In place of `forecast`, which costs a call more: a dozen times a slot, since GNU Radio halves its request down to
-        one item before it waits for input.
+        In place of `forecast`, which costs a call more: a dozen times a slot, since GNU Radio halves its request down
+        to one item before it waits for input.
         """
         return [1 if self._ready is None else 0] * ninputs
 

@@ -141,6 +141,10 @@ class slot_scheduler(gr.basic_block):
         else:
             self.handle_status(message)
 
+    def handle_error(self, text: str) -> None:
+        """End the run because the scheduler itself has failed."""
+        self._act(self._machine.failed(text))
+
     @guarded
     def handle_watchdog(self, message):
         """First silence: query the nodes. Second: give up on what is missing."""

@@ -245,8 +245,8 @@ class SlotLayout:
         end = self.useful_start(self.num_ports - 1) + self.symbol.pilot_samples
         if self.latency_samples < 0 or end > self.slot_samples:
             raise ValueError(
-                f"latency_samples={self.latency_samples} must not be negative, and leave the last receive window, which "
-                f"ends after {end} samples, inside slot_samples={self.slot_samples}"
+                f"latency_samples={self.latency_samples} must not be negative, and leave the last receive window, "
+                f"which ends after {end} samples, inside slot_samples={self.slot_samples}"
             )
 
     def symbol_start(self, port: int = 0) -> int:

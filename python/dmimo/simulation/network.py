@@ -29,7 +29,7 @@ class Network:
         y_q(n + latency_samples) = r_q exp(-1j theta_i(n)) sum_p (h_qp * s_p)(n) + w_q
         s_p = t_p exp(1j theta_j) f(x_p)
 
-    with the amplifier f, the synthesizer phases within t and r, h_qp = w_q^T H_ij w_p for the beams w of the two panels
+    with the amplifier f, the synthesizer phases within t and r, h_qp = b_q^T H_ij b_p for the beams b of the two panels
     (H_ji = H_ij^T), and noise w; the converter acts last. The latency only delays what is returned: samples n
     of x and of y + latency belong to the same instant, for oscillators and beams alike.
 
