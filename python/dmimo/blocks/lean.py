@@ -40,8 +40,13 @@ class lean_sync_block(gr.sync_block):
         return produced
 
 
-class lean_basic_block(gr.basic_block):
-    """`gr.basic_block` whose streams are all complex64."""
+class lean_rate_one_block(gr.sync_block):
+    """Block of complex64 streams that produces as much as it consumes in the long run, but not in every call.
+
+    It has a `general_work`, which consumes and produces as that of a `gr.basic_block`. To GNU Radio it is a block of
+    fixed rate, of which it asks no more than there are input items; a general block it asks for ever less, a dozen times
+    a slot, before it waits for input.
+    """
 
     def handle_general_work(self, noutput_items, ninput_items, input_items, output_items):
         """Call `general_work` with the streams as arrays."""

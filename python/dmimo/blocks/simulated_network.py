@@ -9,7 +9,7 @@ from gnuradio import gr
 
 from ..simulation.network import Network
 from .guard import guarded
-from .lean import lean_basic_block
+from .lean import lean_rate_one_block
 from .timetags import RX_TIME, rate_ratio, sample_from_pmt, time_to_pmt
 
 _WORK_CALLED_PRODUCE = -2
@@ -24,7 +24,7 @@ class _Slot(NamedTuple):
     lost: tuple[str, ...]
 
 
-class simulated_network(lean_basic_block):
+class simulated_network(lean_rate_one_block):
     """Connects the transmit streams of all ports of a network to their receive streams, in place of radios.
 
     Slot-timed: when the streams begin with a `tx_time` tag, they consist of slots. On the first item of each, port 0 of
@@ -49,7 +49,7 @@ class simulated_network(lean_basic_block):
 
     def __init__(self, network: Network, beams=None):
         streams = [np.complex64] * network.num_ports
-        lean_basic_block.__init__(self, "simulated_network", streams, streams)
+        lean_rate_one_block.__init__(self, "simulated_network", streams, streams)
         self.set_tag_propagation_policy(gr.TPP_DONT)
         self.message_port_register_out(pmt.intern("error"))
         self._network = network
@@ -80,11 +80,7 @@ class simulated_network(lean_basic_block):
         self._timeless = set(range(len(self._ports)))  # nodes whose next output item needs an rx_time tag
 
     def handle_forecast(self, noutput_items, ninputs):
-        """Ask for a single item: a slot in flight must never wait for the next one.
-
-        In place of `forecast`, which costs a call more: a dozen times a slot, since GNU Radio halves its request down
-        to one item before it waits for input.
-        """
+        """Ask for a single item: a slot in flight must never wait for the next one."""
         return [1 if self._ready is None else 0] * ninputs
 
     @guarded
