@@ -52,7 +52,7 @@ class burst_receiver(lean_sync_block):
     def start(self):
         """Item counters begin again with every start of the flowgraph."""
         self._reset()
-        return True
+        return super().start()
 
     def _reset(self):
         # Samples first <= sample < end of the current segment are in the ring, at sample % length.

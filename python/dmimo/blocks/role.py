@@ -5,18 +5,18 @@ from collections.abc import Sequence
 
 import numpy as np
 import pmt
-from gnuradio import gr
 
 from ..protocols.slots import Grant, Role, Schedule
 from . import messages
 from .guard import guarded
+from .lean import lean_message_block
 from .timetags import rate_ratio, time_to_pmt
 
 TX, ARM, STATUS, RESULTS = (pmt.intern(name) for name in ("tx", "arm", "status", "results"))
 SYSTEM, END = messages.SYSTEM, pmt.intern("end")
 
 
-class role(gr.basic_block):
+class role(lean_message_block):
     """Runs protocol roles for one node: each acts in the slots whose purpose it owns.
 
     For every granted slot the receive window is armed first, then the burst (or silence) is sent; what the ports
@@ -41,7 +41,7 @@ class role(gr.basic_block):
 
     def __init__(self, node: str, num_ports: int, schedule: Schedule, roles: Sequence[Role], samp_rate: float,
                  fill: bool = True, silent_from: int | None = None, unacknowledged: dict[int, int] | None = None):
-        gr.basic_block.__init__(self, "role", None, None)
+        lean_message_block.__init__(self, "role")
         self._schedule = schedule
         self._roles = tuple(roles)
         self._by_purpose = {purpose: role for role in roles for purpose in role.purposes}

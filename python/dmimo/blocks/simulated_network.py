@@ -68,7 +68,7 @@ class simulated_network(lean_rate_one_block):
     def start(self):
         """Begin anew: item counters restart with every start of the flowgraph."""
         self._reset()
-        return True
+        return super().start()
 
     def _reset(self) -> None:
         self._network.reset()

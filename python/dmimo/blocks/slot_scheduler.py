@@ -4,18 +4,18 @@
 import threading
 
 import pmt
-from gnuradio import gr
 
 from ..protocols import scheduler as machine
 from ..protocols.slots import Schedule
 from . import messages
 from .guard import guarded
+from .lean import lean_message_block
 
 CONTROL, PHASES, FINISHED = (pmt.intern(name) for name in ("control", "phases", "finished"))
 WATCHDOG = pmt.intern("watchdog")
 
 
-class slot_scheduler(gr.basic_block):
+class slot_scheduler(lean_message_block):
     """Walks through a schedule: `begin`, grants phase by phase, products to all nodes, `end`.
 
     The run begins when the flowgraph starts. Where nothing happens for `watchdog_s`, all nodes are queried; slots
@@ -40,7 +40,7 @@ class slot_scheduler(gr.basic_block):
 
     def __init__(self, schedule: Schedule, max_attempts: int = 3, watchdog_s: float = 20.0, epoch: int = 0,
                  guard_samples: int = 0, runs: int = 1, pause_samples: int = 0):
-        gr.basic_block.__init__(self, "slot_scheduler", None, None)
+        lean_message_block.__init__(self, "slot_scheduler")
         if not watchdog_s > 0:
             raise ValueError(f"watchdog_s = {watchdog_s}: must be positive")
         self._schedule = schedule
@@ -95,6 +95,7 @@ class slot_scheduler(gr.basic_block):
 
     def start(self):
         """Begin the run."""
+        super().start()
         self._begin()
         self._watchdog = threading.Thread(target=self._watch, name="slot_scheduler watchdog", daemon=True)
         self._watchdog.start()
@@ -105,7 +106,7 @@ class slot_scheduler(gr.basic_block):
         if not self.finished_event.is_set():
             self.error = "the flowgraph was stopped before the run had finished"
             self.finished_event.set()
-        return True
+        return super().stop()
 
     def _watch(self) -> None:
         while not self.finished_event.wait(self._watchdog_s):
