@@ -1,78 +1,27 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Calibration of a real sweep: measurements with times, oscillators that drift apart, delays, missing data."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import sweep_model
 from .graph import DisconnectedGraphError
-from .reciprocity import Method, calibrate, check_noise_var, fix_gauge
-from .sweep_fit import JointFit, joint_bound, joint_fit, network_values, usable_component
+from .phase_tracking import PhaseTrack, track_phases
+from .reciprocity import Method, check_noise_var
+from .sweep_fit import JointFit, joint_fit, network_values, usable_component
 from .sweep_model import TimedPairs
+from .sweep_result import SweepCalibration, degrees_of_freedom, sweep_result
+
+__all__ = ["SweepCalibration", "calibrate_sweep"]
 
 # Probability that any pair without signal passes for one with signal, over the whole network and all search cells.
 _FALSE_ALARM = 1e-3
 # Share of the unambiguous range beyond which a frequency or delay is reported as possibly aliased.
 _AMBIGUITY_MARGIN = 0.9
-# Residual beyond the noise, as a share of the signal, from which the model counts as wrong: 0.1 is about 0.4 rad rms.
-_MAX_MISFIT = 0.1
-# Predicted phase error from which a port is reported; at 30 degrees coherent combining loses 1 dB.
-_MAX_PHASE_STD_RAD = np.radians(30.0)
-
-
-@dataclass(frozen=True, eq=False)
-class SweepCalibration:
-    """Result of `calibrate_sweep`: the model ``c_m(t, f_k) = c_m exp(+4j pi f_m (t - t_ref) - 2j pi f_k d_m)``.
-
-    Ports that could not be calibrated hold nan in every per-port array.
-
-    Attributes
-    ----------
-    c : (M,) complex, at ``reference_time`` and band centre, ``c[reference] = 1``.
-    frequency_hz : (M,) LO frequency of each port's node relative to the reference's node.
-    delay_s : (M,) calibration delay relative to the reference port (c turns by exp(-2j pi f_k d) over the band).
-    covariance : (M, M) predicted E[x x^H] of x = the error of log c (zero for the reference).
-    phase_std_rad, frequency_std_hz, delay_std_s : (M,) predicted standard deviations.
-    phase_frequency_covariance : (M,) predicted covariance of phase and frequency errors in rad Hz.
-    reference : int, the port of the gauge (the requested one unless that port is dead).
-    reference_time : int, sample index at which c holds.
-    residual_chi2 : residual energy per degree of freedom in units of the given noise variance, 1 if the model fits;
-        nan when the noise variance was estimated from that same residual.
-    noise_var : (M,) noise variance per receiver, as given or estimated.
-    pair_snr_db : (M, M) SNR of one element of y, mean over the elements of each pair; nan where not measured or where
-        a port could not be calibrated.
-    trusted : False if anything in ``reasons`` forbids to use the result unseen.
-    reasons : what is wrong, each naming ports.
-    """
-
-    c: NDArray
-    frequency_hz: NDArray
-    delay_s: NDArray
-    covariance: NDArray
-    phase_std_rad: NDArray
-    frequency_std_hz: NDArray
-    delay_std_s: NDArray
-    phase_frequency_covariance: NDArray
-    reference: int
-    reference_time: int
-    residual_chi2: float
-    noise_var: NDArray
-    pair_snr_db: NDArray
-    trusted: bool
-    reasons: tuple[str, ...]
-
-    def at(self, sample: int, samp_rate: float) -> NDArray:
-        """Coefficients c (M,) extrapolated to another sample index, ``c exp(4j pi f (t - t_ref))``."""
-        elapsed = (int(sample) - self.reference_time) / samp_rate
-        return self.c * np.exp(4j * np.pi * self.frequency_hz * elapsed)
-
-    def phase_std_at(self, sample: int, samp_rate: float) -> NDArray:
-        """Predicted standard deviation of the phase of ``at(sample)`` in rad, (M,); constant frequency assumed."""
-        turn = 4.0 * np.pi * (int(sample) - self.reference_time) / samp_rate
-        variance = self.phase_std_rad**2 + 2.0 * turn * self.phase_frequency_covariance
-        return np.sqrt(np.maximum(variance + (turn * self.frequency_std_hz) ** 2, 0.0))
+# Linear estimates of the oscillators' phases: around a first guess, then around the result and a fit without them.
+_TRACKING_PASSES = 2
 
 
 def calibrate_sweep(
@@ -106,7 +55,8 @@ def calibrate_sweep(
     reference : port with c = 1.
     method : estimator of `reciprocity.calibrate` for c; frequency and delay are joint maximum likelihood with any.
     estimate_frequency, estimate_delay : False where all nodes share a clock, or delays are known to be equal.
-    reference_time : sample index at which c is given; None: the energy-weighted centre of the midpoints.
+    reference_time : sample index at which c is given; None: the energy-weighted centre of the midpoints, or with phase
+        noise the last measurement, from where c is used.
     max_frequency_hz, max_delay_s : prior limits on differences between nodes and between ports; None: what is
         unambiguous, 1 / (4 median spacing of a pair's midpoints) and 1 / (2 smallest subcarrier spacing).
     node_of_port : (M,) int, ports of one node share their LO and are not measured with one another; None: all differ.
@@ -119,10 +69,13 @@ def calibrate_sweep(
        that agree with it, give frequencies and delays of all ports. Ports that no pair reaches are given up.
     3. Joint maximum likelihood of (log c, f, d) from there (`sweep_fit.joint_fit`), with soft weights of the pairs; it
        reaches `bounds.joint_crlb`.
+    4. Phase noise: the likelihood of a random walk of the nodes' phases (`phase_tracking.track_phases`). If one is
+       significant, at a false-alarm probability of 1e-3, it is smoothed, and c comes from it at the reference time.
 
-    The reference time defaults to the centre of the midpoints weighted with the products' magnitudes: there the errors
-    of phase and frequency are uncorrelated and the phase error is smallest (exactly, if all pairs have the same
-    centre). Predicted deviations include noise times noise, and are scaled by the root of `residual_chi2` above 1.
+    Without phase noise the reference time defaults to the centre of the midpoints weighted with the products'
+    magnitudes: there the errors of phase and frequency are uncorrelated and the phase error is smallest (exactly, if
+    all pairs have the same centre). Predicted deviations include noise times noise, and are scaled by the root of
+    `residual_chi2` above 1.
 
     Raises
     ------
@@ -133,7 +86,6 @@ def calibrate_sweep(
     noise = None if noise_var is None else check_noise_var(noise_var, len(y))
     valid = _valid_elements(y, mask, nodes)
     pairs, centre = sweep_model.timed_pairs(y, times, valid, noise, samp_rate, nu)
-    reference_time = centre if reference_time is None else int(reference_time)
     reasons: list[str] = []
     free = {"estimate_frequency": estimate_frequency, "estimate_delay": estimate_delay and len(nu) > 1}
     if estimate_frequency and len(pairs.i) and not len(_midpoint_steps(pairs)):
@@ -148,8 +100,36 @@ def calibrate_sweep(
         free = dict.fromkeys(free, False)
         reasons.append("frequency or delay of some port is not determined by these measurements: taken from the search")
         fit = joint_fit(inside, nodes[ports], local, frequency[ports], delay[ports], **free)
-    when = (centre, reference_time, samp_rate)
-    return _result(inside, ports, nodes, local, fit, free, noise, method, when, reasons)
+    when = centre + round(samp_rate * inside.last_s) if reference_time is None else int(reference_time)
+    fit, track = _track(inside, nodes[ports], local, fit, free, noise is not None, (when - centre) / samp_rate)
+    if track is None and reference_time is None:
+        when = centre
+    times = (centre, when, samp_rate)
+    return sweep_result(inside, ports, nodes, local, fit, free, noise, method, times, reasons, track)
+
+
+def _track(
+    pairs: TimedPairs, nodes: NDArray, local: int, fit: JointFit, free: dict[str, bool], noise_known: bool,
+    when_s: float,
+) -> tuple[JointFit, PhaseTrack | None]:
+    """Phases of the oscillators over the sweep, and the fit of the products without them; None: no phase noise."""
+    own = np.unique(nodes, return_inverse=True)[1]
+    first, track = fit, None
+    for _ in range(_TRACKING_PASSES):
+        rest = pairs if track is None else replace(pairs, product=pairs.product * np.exp(-1j * track.turn)[..., None])
+        if track is not None:
+            fit = joint_fit(rest, nodes, local, first.frequency_hz, fit.delay_s,
+                            estimate_frequency=False, estimate_delay=free["estimate_delay"])
+        level = 1.0 if noise_known else fit.residual / degrees_of_freedom(rest, nodes, free)
+        if not level > 0:
+            return first, None
+        track = track_phases(
+            pairs.scaled(1.0 / level), replace(fit, information=fit.information / level), own, local, when_s,
+            track,
+            estimate_frequency=free["estimate_frequency"], noise_known=noise_known)
+        if track is None:
+            return first, None
+    return fit, track
 
 
 def _check_arguments(y, times, subcarriers_hz, node_of_port, reference):
@@ -280,80 +260,3 @@ def _report_differences(name, difference, agrees, pairs, limit, from_spacing, re
         reasons.append(f"{name} of pairs {_listed(pairs, close)} is close to the {kind} of {limit:.4g}")
 
 
-def _result(
-    pairs: TimedPairs,
-    ports: NDArray,
-    nodes: NDArray,
-    local: int,
-    fit: JointFit,
-    free: dict[str, bool],
-    noise: NDArray | None,
-    method: Method,
-    times: tuple[int, int, float],
-    reasons: list[str],
-) -> SweepCalibration:
-    """Result of a fit for `ports` of all: noise level, predicted errors, judgement. times: centre, reference, rate."""
-    centre, reference_time, samp_rate = times
-    shift_s = (reference_time - centre) / samp_rate
-    unknowns = 2 * (len(ports) - 1) + (len(ports) - 1) * free["estimate_delay"]
-    unknowns += (len(np.unique(nodes[ports])) - 1) * free["estimate_frequency"]
-    # Each product leaves one complex residual; a real unknown takes half of one.
-    freedom = pairs.count.sum() - 0.5 * unknowns
-    chi2 = fit.residual / freedom if freedom > 0 else np.nan
-    c = calibrate(fit.statistics, method, reference=local, weights=fit.weights)
-    if noise is None:
-        # From here on in units of the estimated noise.
-        noise, level, chi2 = np.full(len(nodes), chi2), chi2, np.nan
-        if not level > 0:
-            reasons.append("noise_var is not given and cannot be estimated: too few measurements")
-        fit = replace(fit, information=fit.information / level, residual=fit.residual / level)
-        energy = (pairs.power_ij.sum() + pairs.power_ji.sum()) / level
-    else:
-        c = fix_gauge(c / np.sqrt(noise[ports]), local)
-        energy = pairs.power_ij.sum() + pairs.power_ji.sum()
-    c = c * np.exp(4j * np.pi * fit.frequency_hz * shift_s)
-    bound = joint_bound(pairs, fit, nodes[ports], local, shift_s, **free)
-    inflation = max(chi2, 1.0) if np.isfinite(chi2) else 1.0
-    phase_std = np.sqrt(inflation * bound.phase_var)
-    if fit.residual - freedom > _MAX_MISFIT * energy:
-        share = (fit.residual - freedom) / energy
-        reasons.append(f"the model leaves {share:.0%} of the energy beyond the noise unexplained")
-    for port in ports[~(phase_std <= _MAX_PHASE_STD_RAD)]:
-        reasons.append(f"port {port}: predicted phase error above {np.degrees(_MAX_PHASE_STD_RAD):.0f} degrees")
-
-    def spread(values, empty=np.nan):
-        out = np.full(len(nodes), empty, np.result_type(values))
-        out[ports] = values
-        return out
-
-    covariance = np.full((len(nodes), len(nodes)), np.nan, bound.covariance.dtype)
-    covariance[np.ix_(ports, ports)] = inflation * bound.covariance
-    return SweepCalibration(
-        c=spread(c),
-        frequency_hz=spread(fit.frequency_hz),
-        delay_s=spread(fit.delay_s),
-        covariance=covariance,
-        phase_std_rad=spread(phase_std),
-        frequency_std_hz=spread(np.sqrt(inflation * bound.frequency_var)),
-        delay_std_s=spread(np.sqrt(inflation * bound.delay_var)),
-        phase_frequency_covariance=spread(inflation * bound.phase_frequency_cov),
-        reference=int(ports[local]),
-        reference_time=reference_time,
-        residual_chi2=float(chi2),
-        noise_var=noise,
-        pair_snr_db=_pair_snr_db(pairs, ports, len(nodes), fit),
-        trusted=not reasons,
-        reasons=tuple(reasons),
-    )
-
-
-def _pair_snr_db(pairs: TimedPairs, ports: NDArray, num_ports: int, fit: JointFit) -> NDArray:
-    """(M, M) mean SNR of one element received by i from j: ``|c_j|^2 |psi|^2 / count`` in units of the noise."""
-    gain = np.abs(fit.c) ** 2
-    common = np.maximum(fit.information, 0.0) * (gain[pairs.i] + gain[pairs.j]) / pairs.count
-    out = np.full((num_ports, num_ports), np.nan)
-    i, j = ports[pairs.i], ports[pairs.j]
-    # Nothing above the noise is shown as -60 dB.
-    out[i, j] = 10.0 * np.log10(np.maximum(common / gain[pairs.i], 1e-6))
-    out[j, i] = 10.0 * np.log10(np.maximum(common / gain[pairs.j], 1e-6))
-    return out

@@ -118,18 +118,23 @@ def joint_fit(
     return JointFit(c, frequency_hz, delay_s, stats, weights, turned[0].real, residual)
 
 
-def joint_bound(
-    pairs: TimedPairs, fit: JointFit, nodes: NDArray, reference: int, shift_s: float, **free: bool
-) -> bounds.JointCrlb:
-    """Bound at the fit, with noise times noise, for coefficients given `shift_s` after the pairs' time origin."""
+def effective_information(pairs: TimedPairs, fit: JointFit) -> NDArray:
+    """Information (E,) of each pair about its complex log ratio at the fit, less what noise times noise costs."""
     gain = np.abs(fit.c) ** 2
     share = gain[pairs.i] + gain[pairs.j]
     information = np.maximum(fit.information, 0.0)
     # With |psi|^2 = information S / (|c_i|^2 |c_j|^2) the noise factor is 1 + Q / (|psi|^2 S).
     extra = pairs.count * gain[pairs.i] * gain[pairs.j] / share**2
-    effective = information * np.divide(
+    return information * np.divide(
         information, information + extra, out=np.zeros_like(information), where=information > 0
     )
+
+
+def joint_bound(
+    pairs: TimedPairs, fit: JointFit, nodes: NDArray, reference: int, shift_s: float, **free: bool
+) -> bounds.JointCrlb:
+    """Bound at the fit, with noise times noise, for coefficients given `shift_s` after the pairs' time origin."""
+    effective = effective_information(pairs, fit)
     one, t, nu, tt, tnu, nunu = sweep_model.information_shape(pairs)
     shape = [one, t - shift_s, nu, tt - 2.0 * shift_s * t + shift_s**2, tnu - shift_s * nu, nunu]
     moments = [sweep_model.edge_matrix(pairs, len(nodes), effective * m, effective * m) for m in shape]

@@ -37,6 +37,7 @@ class TimedPairs:
     count : (E,) number of products.
     valid : (E, Q) bool, True where measured.
     time_s : (E, Q) midpoints relative to the reference time.
+    lag_s : (E, Q) half of the time between the two directions.
     subcarriers_hz : (K,) relative to band centre.
     """
 
@@ -48,12 +49,23 @@ class TimedPairs:
     count: NDArray
     valid: NDArray
     time_s: NDArray
+    lag_s: NDArray
     subcarriers_hz: NDArray
 
     def select(self, keep: NDArray) -> "TimedPairs":
         """Only the pairs in `keep` (E,) bool."""
-        fields = ("i", "j", "product", "power_ij", "power_ji", "count", "valid", "time_s")
+        fields = ("i", "j", "product", "power_ij", "power_ji", "count", "valid", "time_s", "lag_s")
         return replace(self, **{name: getattr(self, name)[keep] for name in fields})
+
+    def scaled(self, factor: float) -> "TimedPairs":
+        """The same in another unit of energy."""
+        return replace(self, product=factor * self.product, power_ij=factor * self.power_ij,
+                       power_ji=factor * self.power_ji)
+
+    @property
+    def last_s(self) -> float:
+        """Time of the last one-way measurement."""
+        return float((self.time_s + self.lag_s)[self.valid].max())
 
 
 def timed_pairs(
@@ -78,9 +90,10 @@ def timed_pairs(
     total = weight.sum()
     centre = first + round(0.5 * float((weight * doubled).sum() / total)) if total > 0 else first
     time_s = np.where(here, 0.5 * (doubled - 2 * (centre - first)) / samp_rate, 0.0)
+    lag_s = np.where(here, 0.5 * np.abs(times[i, j] - times[j, i]) / samp_rate, 0.0)
     power = [(part.real**2 + part.imag**2).sum(axis=(1, 2)) for part in (u, v)]
     count = here.sum(axis=-1) * len(subcarriers_hz)
-    return TimedPairs(i, j, product, *power, count, here, time_s, subcarriers_hz), centre
+    return TimedPairs(i, j, product, *power, count, here, time_s, lag_s, subcarriers_hz), centre
 
 
 def time_moments(pairs: TimedPairs, df_hz: NDArray, dd_s: NDArray) -> NDArray:
