@@ -71,16 +71,17 @@ class burst_receiver(lean_sync_block):
     def work(self, input_items, output_items):
         """Take new samples into the ring, segment by segment, and publish the slots that they complete."""
         count = len(input_items[0])
-        offset = self.nitems_read(0)
-        tags = self.get_tags_in_window(0, 0, count, RX_TIME)
-        borders = sorted((tag.offset - offset, sample_from_pmt(tag.value, self._rate)) for tag in tags)
         position = 0
-        for border, sample in [*borders, (count, None)]:
-            self._take(input_items, position, border)
-            position = border
-            if sample is not None and sample != self._end:
-                self._first = self._end = sample
-                self._serve()
+        tags = self.get_tags_in_window(0, 0, count, RX_TIME)
+        if tags:
+            offset = self.nitems_read(0)
+            for border, sample in sorted((tag.offset - offset, sample_from_pmt(tag.value, self._rate)) for tag in tags):
+                self._take(input_items, position, border)
+                position = border
+                if sample != self._end:
+                    self._first = self._end = sample
+                    self._serve()
+        self._take(input_items, position, count)
         return count
 
     def _take(self, input_items, begin: int, end: int) -> None:

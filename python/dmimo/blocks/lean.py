@@ -45,7 +45,8 @@ class _Lean:
 
     def _bind(self) -> None:
         """Look methods of the C++ half up once."""
-        self.message_port_pub = self.gateway.message_port_pub
+        for name in ("message_port_pub", "nitems_read", "get_tags_in_window", "consume_each"):
+            setattr(self, name, getattr(self.gateway, name))
 
     def start(self):
         """Keep the thread state: one reference more than the call has keeps it from being deleted."""
@@ -79,7 +80,8 @@ class lean_sync_block(_Lean, gr.sync_block):
         """Call `work` with the streams as arrays."""
         produced = self.work([_array(capsule, noutput_items) for capsule in input_items],
                              [_array(capsule, noutput_items) for capsule in output_items])
-        self.consume_items(produced)
+        if produced > 0:
+            self.consume_each(produced)
         return produced
 
 
@@ -87,8 +89,7 @@ class lean_rate_one_block(_Lean, gr.sync_block):
     """Block of complex64 streams that produces as much as it consumes in the long run, but not in every call.
 
     It has a `general_work`, which consumes and produces as that of a `gr.basic_block`. To GNU Radio it is a block of
-    fixed rate, of which it asks no more than there are input items; a general block it asks for ever less, a dozen times
-    a slot, before it waits for input.
+    fixed rate, of which it asks no more than there are input items.
     """
 
     def __init__(self, name: str, inputs, outputs):

@@ -240,11 +240,12 @@ class Network:
 
     def _switch_beams(self, start: int, beams: np.ndarray) -> None:
         beams = np.asarray(beams, dtype=np.int64)
-        if self._segments and np.array_equal(self._segments[-1][1], beams):
-            return
         if beams.shape != (self.num_ports,):
             raise ValueError(f"beams has shape {beams.shape}, not ({self.num_ports},)")
-        if np.any(beams < 0) or np.any(beams >= self._num_beams):
+        if self._segments and self._segments[-1][1].tobytes() == beams.tobytes():
+            return
+        # Negative ones are huge as unsigned numbers: one comparison for both limits.
+        if (beams.view(np.uint64) >= self._num_beams.view(np.uint64)).any():
             port = int(np.flatnonzero((beams < 0) | (beams >= self._num_beams))[0])
             name = np.repeat(self.names, self._ports_per_node)[port]
             raise ValueError(f"beam {beams[port]} of node {name} must be within 0 ... {self._num_beams[port] - 1}")
@@ -300,6 +301,9 @@ class Network:
     def _propagate(self, signal: np.ndarray, y: np.ndarray) -> None:
         """Write the channel's output for `signal` (P, num) to y; receive gains included."""
         channel, num, size = self.channel, signal.shape[1], self.block_samples
+        oldest = self._base - self._past - self.latency_samples
+        while len(self._segments) > 1 and self._segments[1][0] <= oldest:
+            del self._segments[0]
         if len(self._segments) == 1 and not channel.has_memory:
             beams = self._segments[0][1]
             channel.flat(channel.matrix(beams, beams), signal, y)
@@ -349,9 +353,6 @@ class Network:
         rest = self._filled - num
         self._x[:, :rest] = self._x[:, num : self._filled]
         self._base, self._filled, self._emitted = self._base + num, rest, max(0, self._emitted - num)
-        oldest = self._base - self._past - self.latency_samples
-        while len(self._segments) > 1 and self._segments[1][0] <= oldest:
-            del self._segments[0]
 
     # -- truth --------------------------------------------------------------------------------------------------------
 
