@@ -218,7 +218,8 @@ def _check_slots(document: Document, testbed: Testbed) -> None:
     if needed > slots.slot_samples:
         problem = (
             f"value {slots.slot_samples}: must be at least {needed} = lead_samples + {node.num_ports} "
-            f"port{'s' if node.num_ports > 1 else ''} of {node.name} * (prefix_samples + pilot_samples) + prefix_samples"
+            f"port{'s' if node.num_ports > 1 else ''} of {node.name} * (prefix_samples + pilot_samples) "
+            "+ prefix_samples"
         )
         raise document.error(("slots", "slot_samples"), problem)
     if slots.num_subcarriers >= slots.pilot_samples:

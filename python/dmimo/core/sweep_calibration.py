@@ -58,7 +58,7 @@ def calibrate_sweep(
     reference_time : sample index at which c is given; None: the energy-weighted centre of the midpoints, or with phase
         noise the last measurement, from where c is used.
     max_frequency_hz, max_delay_s : prior limits on differences between nodes and between ports; None: what is
-        unambiguous, 1 / (4 median spacing of a pair's midpoints) and 1 / (2 smallest subcarrier spacing).
+        unambiguous, see `sweep_model.frequency_ranges`, and 1 / (2 smallest subcarrier spacing).
     node_of_port : (M,) int, ports of one node share their LO and are not measured with one another; None: all differ.
 
     Notes
@@ -88,10 +88,12 @@ def calibrate_sweep(
     pairs, centre = sweep_model.timed_pairs(y, times, valid, noise, samp_rate, nu)
     reasons: list[str] = []
     free = {"estimate_frequency": estimate_frequency, "estimate_delay": estimate_delay and len(nu) > 1}
-    if estimate_frequency and len(pairs.i) and not len(_midpoint_steps(pairs)):
+    ranges_hz = sweep_model.frequency_ranges(pairs, samp_rate)
+    if estimate_frequency and len(pairs.i) and ranges_hz[0] == 0:
         free["estimate_frequency"] = False
         reasons.append("frequency cannot be estimated: each pair has one midpoint only")
-    pairs, ports, frequency, delay = _search(pairs, nodes, reference, free, max_frequency_hz, max_delay_s, reasons)
+    pairs, ports, frequency, delay = _search(
+        pairs, nodes, reference, free, max_frequency_hz, max_delay_s, ranges_hz, reasons)
     local = np.searchsorted(ports, reference if reference in ports else ports[0])
     inside = replace(pairs, i=np.searchsorted(ports, pairs.i), j=np.searchsorted(ports, pairs.j))
     try:
@@ -175,6 +177,7 @@ def _search(
     free: dict[str, bool],
     max_frequency_hz: float | None,
     max_delay_s: float | None,
+    ranges_hz: tuple[float, float],
     reasons: list[str],
 ) -> tuple[TimedPairs, NDArray, NDArray, NDArray]:
     """Usable pairs and ports, and frequency and delay of every port within the main lobe of the likelihood."""
@@ -187,18 +190,19 @@ def _search(
         dd, found = sweep_model.search_delay(pairs, limit_s)
         cells *= found
     if free["estimate_frequency"] and num_pairs:
-        limit_hz = 0.25 / float(np.median(_midpoint_steps(pairs))) if max_frequency_hz is None else max_frequency_hz
-        df, found = sweep_model.search_frequency(pairs, dd, limit_hz)
+        near_hz, limit_hz = ranges_hz if max_frequency_hz is None else (max_frequency_hz, max_frequency_hz)
+        df, found = sweep_model.search_frequency(pairs, dd, near_hz, limit_hz)
         cells *= found
-    quality = _evidence(pairs, sweep_model.time_moments(pairs, df, dd)[0])
+    quality = sweep_model.evidence(pairs, np.abs(sweep_model.time_moments(pairs, df, dd)[0]) ** 2)
     seen = quality > np.log(cells * max(num_pairs, 1) / _FALSE_ALARM) if np.any(pairs.count > 1) else quality > 0
     ports, parts = usable_component(num_ports, pairs.i[seen], pairs.j[seen], reference)
     if len(ports) < 2:
         raise DisconnectedGraphError(tuple(parts))
     _report_lost_ports(ports, parts, reference, pairs, reasons)
     root = reference if reference in ports else ports[0]
-    found = pairs.select(seen & np.isin(pairs.i, ports))
-    df, dd, quality = (value[seen & np.isin(pairs.i, ports)] for value in (df, dd, quality))
+    used = seen & np.isin(pairs.i, ports)
+    found = pairs.select(used)
+    df, dd, quality = (value[used] for value in (df, dd, quality))
     frequency, delay = np.zeros(num_ports), np.zeros(num_ports)
     if free["estimate_frequency"]:
         span = np.ptp(found.time_s[found.valid])
@@ -207,29 +211,14 @@ def _search(
         at_root = int(np.searchsorted(used, nodes[root]))
         values, agrees = network_values(len(used), i, j, df, quality, 0.5 / span, at_root)
         frequency[ports] = values[np.searchsorted(used, nodes[ports])]
-        _report_differences("frequency", df, agrees, found, limit_hz, max_frequency_hz is None, reasons)
+        _report_differences("frequency", "Hz", df, agrees, found, limit_hz, max_frequency_hz is None, reasons)
     if free["estimate_delay"]:
         i, j = np.searchsorted(ports, found.i), np.searchsorted(ports, found.j)
         values, agrees = network_values(len(ports), i, j, dd, quality, 1.0 / np.ptp(nu), ports.index(root))
         delay[ports] = values
-        _report_differences("delay", dd, agrees, found, limit_s, max_delay_s is None, reasons)
+        _report_differences("delay", "s", dd, agrees, found, limit_s, max_delay_s is None, reasons)
     inside = np.isin(pairs.i, ports) & np.isin(pairs.j, ports)
     return pairs.select(inside), np.array(ports), frequency, delay
-
-
-def _midpoint_steps(pairs: TimedPairs) -> NDArray:
-    """All positive intervals in s between consecutive midpoints of the same pair."""
-    ordered = np.sort(np.where(pairs.valid, pairs.time_s, np.inf), axis=1)
-    last = ordered[:, 1:]
-    steps = np.where(np.isfinite(last), last, 0.0) - np.where(np.isfinite(last), ordered[:, :-1], 0.0)
-    return steps[steps > 0]
-
-
-def _evidence(pairs: TimedPairs, correlation: NDArray) -> NDArray:
-    """``-(Q-1) log(1 - coherence)`` of each pair (E,): Exp(1) without signal; the coherence itself for one product."""
-    both = pairs.power_ij * pairs.power_ji
-    size = np.divide(np.abs(correlation) ** 2, both, out=np.zeros_like(both), where=both > 0)
-    return np.where(pairs.count > 1, -(pairs.count - 1) * np.log1p(-np.minimum(size, 1.0 - 1e-15)), size)
 
 
 def _listed(pairs: TimedPairs, which: NDArray) -> str:
@@ -251,12 +240,12 @@ def _report_lost_ports(ports, parts, reference, pairs, reasons) -> None:
         reasons.append(f"reference {reference} cannot be calibrated: c is relative to port {ports[0]}")
 
 
-def _report_differences(name, difference, agrees, pairs, limit, from_spacing, reasons) -> None:
+def _report_differences(name, unit, difference, agrees, pairs, limit, from_spacing, reasons) -> None:
     if not agrees.all():
         reasons.append(f"{name} of pairs {_listed(pairs, ~agrees)} contradicts the other pairs around a loop")
     close = agrees & (np.abs(difference) > _AMBIGUITY_MARGIN * limit)
     if close.any():
         kind = "ambiguity limit" if from_spacing else "given limit"
-        reasons.append(f"{name} of pairs {_listed(pairs, close)} is close to the {kind} of {limit:.4g}")
+        reasons.append(f"{name} of pairs {_listed(pairs, close)} is close to the {kind} of {limit:.4g} {unit}")
 
 

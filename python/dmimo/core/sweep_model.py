@@ -20,6 +20,8 @@ from .reciprocity import PairStatistics
 # Complex values held at a time by the searches.
 _CHUNK = 4_000_000
 # Grid points per resolution cell; the parabola through the peak then errs by a few percent of a cell.
+_LEAST_LEAD = 8.0  # e^-8 is the chance of a wrong choice
+_WIDEST_SEARCH = 4.0  # times the unambiguous range of regular midpoints
 _OVERSAMPLING = 4
 # Time bins per period of the fastest product in the frequency search; 8 bins lose 2 % of the amplitude at its edge.
 _BINS_PER_PERIOD = 8
@@ -150,10 +152,33 @@ def search_delay(pairs: TimedPairs, limit_s: float) -> tuple[NDArray, float]:
     return _peak(spectrum, grid), max(1, len(grid) // _OVERSAMPLING)
 
 
-def search_frequency(pairs: TimedPairs, delay_difference_s: NDArray, limit_hz: float) -> tuple[NDArray, int]:
+def frequency_ranges(pairs: TimedPairs, samp_rate: float) -> tuple[float, float]:
+    """Ranges of |f_i - f_j| in Hz to search: where to expect it, and the widest without an exact alias; 0, 0 if none.
+
+    Products turn by ``4 pi (f_i - f_j) t``. The first is what the median spacing of a pair's midpoints resolves. If the
+    midpoints lie on a grid of g / 2 samples, frequencies that differ by ``samp_rate / g`` cannot be told apart; the
+    second is half of that, at most `_WIDEST_SEARCH` times the first, since rivals on a fine grid fit almost as well.
+    """
+    doubled = np.rint(2.0 * samp_rate * pairs.time_s).astype(np.int64)
+    grid, steps = 1, []
+    for row, valid in zip(doubled, pairs.valid, strict=True):
+        step = np.diff(np.unique(row[valid]))
+        if step.size:
+            grid = max(grid, int(np.gcd.reduce(step)))
+            steps.append(step)
+    if not steps:
+        return 0.0, 0.0
+    near = 0.5 * samp_rate / float(np.median(np.concatenate(steps)))
+    return near, max(near, min(0.5 * samp_rate / grid, _WIDEST_SEARCH * near))
+
+
+def search_frequency(
+    pairs: TimedPairs, delay_difference_s: NDArray, near_hz: float, limit_hz: float
+) -> tuple[NDArray, int]:
     """Difference f_i - f_j of each pair (E,) at the peak of its periodogram, and the number of cells searched.
 
-    Midpoints may be irregular: they are rounded to bins much shorter than the fastest turn, then one FFT of the bins.
+    Beyond `near_hz` (up to `limit_hz`) a peak counts only if its log likelihood leads by `_LEAST_LEAD`. Midpoints may
+    be irregular: they are rounded to bins much shorter than the fastest turn, then one FFT of the bins.
     """
     t = pairs.time_s
     aligned = np.exp(2j * np.pi * delay_difference_s[:, None, None] * pairs.subcarriers_hz[:, None])
@@ -165,7 +190,8 @@ def search_frequency(pairs: TimedPairs, delay_difference_s: NDArray, limit_hz: f
     frequency = np.fft.fftfreq(length, 2.0 * bin_s)
     inside = np.flatnonzero(np.abs(frequency) <= limit_hz)
     inside = inside[np.argsort(frequency[inside])]
-    out = np.empty(len(pairs.i))
+    expected, anywhere = np.empty(len(pairs.i)), np.empty(len(pairs.i))
+    near = np.abs(frequency[inside]) <= near_hz
     chunk = max(1, _CHUNK // length)
     for start in range(0, len(pairs.i), chunk):
         part, where = series[start : start + chunk], index[start : start + chunk]
@@ -174,8 +200,22 @@ def search_frequency(pairs: TimedPairs, delay_difference_s: NDArray, limit_hz: f
             flat, part.imag.ravel(), len(part) * num_bins
         )
         spectrum = np.fft.fft(binned.reshape(len(part), num_bins), length, axis=1)[:, inside]
-        out[start : start + chunk] = _peak(spectrum.real**2 + spectrum.imag**2, frequency[inside])
-    return out, max(1, len(inside) // _OVERSAMPLING)
+        power, rows = spectrum.real**2 + spectrum.imag**2, slice(start, start + chunk)
+        expected[rows] = _peak(np.where(near, power, 0.0), frequency[inside])
+        anywhere[rows] = _peak(power, frequency[inside])
+    here, there = (evidence(pairs, np.abs(time_moments(pairs, found, delay_difference_s)[0]) ** 2)
+                   for found in (expected, anywhere))
+    return np.where(there - here > _LEAST_LEAD, anywhere, expected), max(1, len(inside) // _OVERSAMPLING)
+
+
+def evidence(pairs: TimedPairs, coherent_power: NDArray) -> NDArray:
+    """``-(Q-1) log(1 - coherence)`` of each pair (E,): Exp(1) without signal; the coherence itself for one product.
+
+    coherent_power : (E,), squared magnitude of the sum of the derotated products.
+    """
+    both = pairs.power_ij * pairs.power_ji
+    size = np.divide(coherent_power, both, out=np.zeros_like(both), where=both > 0)
+    return np.where(pairs.count > 1, -(pairs.count - 1) * np.log1p(-np.minimum(size, 1.0 - 1e-15)), size)
 
 
 def _peak(spectrum: NDArray, grid: NDArray) -> NDArray:

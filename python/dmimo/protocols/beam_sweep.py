@@ -225,7 +225,9 @@ class SweepCollector:
             steps[own, theirs] = sounding.phase_steps(h, self._symbol).sum(axis=0)
             energy[own, theirs] = np.sum(np.abs(h) ** 2, axis=(0, 3))
         common = self.delay_samples = float(sounding.delay_of_steps(steps.sum(), self._symbol))
-        coarse = self._coarse_delays(steps, energy, paths) if self._settings.get("estimate_delay", True) else 0 * noise_var
+        coarse = np.zeros(ports)
+        if self._settings.get("estimate_delay", True):
+            coarse = self._coarse_delays(steps, energy, paths)
         latency = round(common) - self._advance
         for own, theirs, rows, result, path in self._links(results):
             delay = common + (coarse[theirs] - coarse[own, None]) / 2
@@ -282,9 +284,9 @@ class SweepCollector:
             return Product(phase, {}, False, (str(error),))
         reasons = tuple(estimate.reasons)
         if not 0 <= self.delay_samples <= self._symbol.prefix_samples:
-            reasons += (f"signals arrive {self.delay_samples - self._advance:+.0f} samples from where they are expected:"
-                        f" must be within -{self._advance} ... {self._symbol.prefix_samples - self._advance}, "
-                        "longer prefix_samples allow more",)
+            reasons += (f"signals arrive {self.delay_samples - self._advance:+.0f} samples from where they are "
+                        f"expected: must be within -{self._advance} ... "
+                        f"{self._symbol.prefix_samples - self._advance}, longer prefix_samples allow more",)
         coarse = (sweep.coarse_delay - sweep.coarse_delay[estimate.reference]) / self._samp_rate
         self.calibration = estimate = replace(
             estimate, delay_s=estimate.delay_s + coarse, reasons=reasons, trusted=estimate.trusted and
