@@ -71,6 +71,47 @@ def test_calibration_through_samples_agrees_with_its_predicted_deviation():
     assert abs(np.mean(np.square(errors)) - 1) < 3 * np.sqrt(2 / 20)
 
 
+def changed(old, new, **options):
+    """Outcome of the base testbed with a piece of its text replaced."""
+    text = BASE.format(**parameters(**options))
+    assert old in text
+    return flowgraphs.run(flowgraphs.calibration_flowgraph(Assembly(testbed.parse(text.replace(old, new)))), timeout_s=60)
+
+
+def test_clock_offsets_loop_delays_and_multipath_cost_no_gain():
+    multipath = "propagation: {num_taps: 4, delay_spread_s: 1.0e-6}\nfaults: ["
+    report = changed("faults: [", multipath, snr=30).report
+    assert report["ideal_gain_db"] - report["coherent_gain_db"] == pytest.approx(0.0, abs=0.1)
+    outcome = changed("{name: ap2,", "{name: ap2, clock: {offset_samples: 5, loop_delay_samples: 0.7},", snr=30)
+    assert outcome.report["delay_s"][1] == pytest.approx(10.7e-6, abs=2e-8)  # twice the offset, once the loop
+    assert outcome.report["ideal_gain_db"] - outcome.report["coherent_gain_db"] == pytest.approx(0.0, abs=0.1)
+
+
+def test_sample_clock_that_follows_the_carrier_costs_no_gain():
+    outcome = changed("{name: ap2,", "{name: ap2, clock: {offset_samples: 2, follow_cfo: true},", cfo=40, snr=30)
+    assert outcome.error is None
+    assert outcome.report["ideal_gain_db"] - outcome.report["coherent_gain_db"] == pytest.approx(0.0, abs=0.1)
+
+
+@pytest.mark.parametrize(("cfo", "trusted"), [(150, True), (250, True), (310, False)])
+def test_frequencies_beyond_the_range_of_a_regular_sweep_are_right_or_flagged(cfo, trusted):
+    report = run(cfo=cfo).report  # ap1 and ap2 differ by twice as much, the sweep resolves 651 Hz
+    assert report["trusted"] is trusted
+    assert not trusted or report["alignment_error"] < 1e-3
+
+
+def test_method_that_fails_on_a_blocked_pair_is_flagged_by_port_name():
+    outcome = changed("faults: [", "calibration: {method: argos}\npropagation: {blocked_pairs: [[ap1, ap3]]}\nfaults: [")
+    assert "port ap3:0: method argos is far from the maximum of the likelihood" in outcome.error
+
+
+def test_network_without_any_signal_names_the_ports_that_nothing_joins():
+    outcome = run(snr=-30)
+    assert "no signal connects the ports" in outcome.error
+    assert "ap1:0" in outcome.error
+    assert "Traceback" not in outcome.error
+
+
 def test_same_seed_gives_the_same_report_byte_for_byte_whatever_the_buffers(tmp_path):
     options = dict(cfo=30, linewidth=0.05)
     first = encoded(run(**options), tmp_path, "a.json")

@@ -162,6 +162,7 @@ def _outcome(flowgraph: calibration_flowgraph, error: str | None) -> Outcome:
         "c_true": truth["c"],
         "predicted_phase_std_deg": np.degrees(estimate.phase_std_rad),
         "pair_snr_db": estimate.pair_snr_db,
+        "phase_noise_hz": estimate.phase_noise_hz,
         "alignment_error": truth["alignment_error"],
         "phase_error_deg": truth["phase_error_deg"],
     }

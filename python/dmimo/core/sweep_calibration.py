@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Calibration of a real sweep: measurements with times, oscillators that drift apart, delays, missing data."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -40,6 +41,7 @@ def calibrate_sweep(
     max_frequency_hz: float | None = None,
     max_delay_s: float | None = None,
     node_of_port: ArrayLike | None = None,
+    port_names: Sequence[str] | None = None,
 ) -> SweepCalibration:
     """Joint calibration, LO frequencies and delays of all ports from one sweep with times.
 
@@ -60,6 +62,7 @@ def calibrate_sweep(
     max_frequency_hz, max_delay_s : prior limits on differences between nodes and between ports; None: what is
         unambiguous, see `sweep_model.frequency_ranges`, and 1 / (2 smallest subcarrier spacing).
     node_of_port : (M,) int, ports of one node share their LO and are not measured with one another; None: all differ.
+    port_names : M names for the reasons; None: the ports' indices.
 
     Notes
     -----
@@ -87,13 +90,14 @@ def calibrate_sweep(
     valid = _valid_elements(y, mask, nodes)
     pairs, centre = sweep_model.timed_pairs(y, times, valid, noise, samp_rate, nu)
     reasons: list[str] = []
+    names = [str(port) for port in range(len(y))] if port_names is None else port_names
     free = {"estimate_frequency": estimate_frequency, "estimate_delay": estimate_delay and len(nu) > 1}
     ranges_hz = sweep_model.frequency_ranges(pairs, samp_rate)
     if estimate_frequency and len(pairs.i) and ranges_hz[0] == 0:
         free["estimate_frequency"] = False
         reasons.append("frequency cannot be estimated: each pair has one midpoint only")
     pairs, ports, frequency, delay = _search(
-        pairs, nodes, reference, free, max_frequency_hz, max_delay_s, ranges_hz, reasons)
+        pairs, nodes, reference, free, max_frequency_hz, max_delay_s, ranges_hz, reasons, names)
     local = np.searchsorted(ports, reference if reference in ports else ports[0])
     inside = replace(pairs, i=np.searchsorted(ports, pairs.i), j=np.searchsorted(ports, pairs.j))
     try:
@@ -107,7 +111,7 @@ def calibrate_sweep(
     if track is None and reference_time is None:
         when = centre
     times = (centre, when, samp_rate)
-    return sweep_result(inside, ports, nodes, local, fit, free, noise, method, times, reasons, track)
+    return sweep_result(inside, ports, nodes, local, fit, free, noise, method, times, reasons, names, track)
 
 
 def _track(
@@ -179,6 +183,7 @@ def _search(
     max_delay_s: float | None,
     ranges_hz: tuple[float, float],
     reasons: list[str],
+    names: Sequence[str],
 ) -> tuple[TimedPairs, NDArray, NDArray, NDArray]:
     """Usable pairs and ports, and frequency and delay of every port within the main lobe of the likelihood."""
     num_ports, num_pairs = len(nodes), len(pairs.i)
@@ -198,7 +203,7 @@ def _search(
     ports, parts = usable_component(num_ports, pairs.i[seen], pairs.j[seen], reference)
     if len(ports) < 2:
         raise DisconnectedGraphError(tuple(parts))
-    _report_lost_ports(ports, parts, reference, pairs, reasons)
+    _report_lost_ports(ports, parts, reference, pairs, reasons, names)
     root = reference if reference in ports else ports[0]
     used = seen & np.isin(pairs.i, ports)
     found = pairs.select(used)
@@ -211,41 +216,41 @@ def _search(
         at_root = int(np.searchsorted(used, nodes[root]))
         values, agrees = network_values(len(used), i, j, df, quality, 0.5 / span, at_root)
         frequency[ports] = values[np.searchsorted(used, nodes[ports])]
-        _report_differences("frequency", "Hz", df, agrees, found, limit_hz, max_frequency_hz is None, reasons)
+        _report_differences("frequency", "Hz", df, agrees, found, limit_hz, max_frequency_hz is None, reasons, names)
     if free["estimate_delay"]:
         i, j = np.searchsorted(ports, found.i), np.searchsorted(ports, found.j)
         values, agrees = network_values(len(ports), i, j, dd, quality, 1.0 / np.ptp(nu), ports.index(root))
         delay[ports] = values
-        _report_differences("delay", "s", dd, agrees, found, limit_s, max_delay_s is None, reasons)
+        _report_differences("delay", "s", dd, agrees, found, limit_s, max_delay_s is None, reasons, names)
     inside = np.isin(pairs.i, ports) & np.isin(pairs.j, ports)
     return pairs.select(inside), np.array(ports), frequency, delay
 
 
-def _listed(pairs: TimedPairs, which: NDArray) -> str:
-    named = [f"({i}, {j})" for i, j in zip(pairs.i[which], pairs.j[which], strict=True)]
+def _listed(pairs: TimedPairs, which: NDArray, names: Sequence[str]) -> str:
+    named = [f"({names[i]}, {names[j]})" for i, j in zip(pairs.i[which], pairs.j[which], strict=True)]
     return ", ".join(named[:4]) + (f" and {len(named) - 4} more" if len(named) > 4 else "")
 
 
-def _report_lost_ports(ports, parts, reference, pairs, reasons) -> None:
+def _report_lost_ports(ports, parts, reference, pairs, reasons, names) -> None:
     measured = np.union1d(pairs.i, pairs.j)
     for part in parts:
         if part[0] in ports:
             continue
         for port in part if len(part) == 1 else ():
             what = "carries no signal on any pair" if port in measured else "was not measured with any other port"
-            reasons.append(f"port {port} {what}")
+            reasons.append(f"port {names[port]} {what}")
         if len(part) > 1:
-            reasons.append(f"ports {', '.join(map(str, part))} have no pair with a signal to the others")
+            reasons.append(f"ports {', '.join(names[port] for port in part)} have no pair with a signal to the others")
     if reference not in ports:
-        reasons.append(f"reference {reference} cannot be calibrated: c is relative to port {ports[0]}")
+        reasons.append(f"reference {names[reference]} cannot be calibrated: c is relative to port {names[ports[0]]}")
 
 
-def _report_differences(name, unit, difference, agrees, pairs, limit, from_spacing, reasons) -> None:
+def _report_differences(name, unit, difference, agrees, pairs, limit, from_spacing, reasons, names) -> None:
     if not agrees.all():
-        reasons.append(f"{name} of pairs {_listed(pairs, ~agrees)} contradicts the other pairs around a loop")
+        reasons.append(f"{name} of pairs {_listed(pairs, ~agrees, names)} contradicts the other pairs around a loop")
     close = agrees & (np.abs(difference) > _AMBIGUITY_MARGIN * limit)
     if close.any():
         kind = "ambiguity limit" if from_spacing else "given limit"
-        reasons.append(f"{name} of pairs {_listed(pairs, close)} is close to the {kind} of {limit:.4g} {unit}")
+        reasons.append(f"{name} of pairs {_listed(pairs, close, names)} is close to the {kind} of {limit:.4g} {unit}")
 
 

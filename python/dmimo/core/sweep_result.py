@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Result of a sweep's calibration: coefficients, what they become with time, predicted errors, judgement."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,8 +13,10 @@ from .reciprocity import Method, calibrate, fix_gauge
 from .sweep_fit import JointFit, joint_bound
 from .sweep_model import TimedPairs
 
-# Residual beyond the noise, as a share of the signal, from which the model counts as wrong: 0.1 is about 0.4 rad rms.
-_MAX_MISFIT = 0.1
+# Residual beyond the noise, as a share of the signal, from which the model counts as wrong: 0.05 is about 0.3 rad rms.
+_MAX_MISFIT = 0.05
+# Relative difference between an estimator's c and the maximum-likelihood one that is no longer a matter of efficiency.
+_MAX_METHOD_DEVIATION = 0.5
 # Predicted phase error from which a port is reported; at 30 degrees coherent combining loses 1 dB.
 _MAX_PHASE_STD_RAD = np.radians(30.0)
 
@@ -101,6 +104,7 @@ def sweep_result(
     method: Method,
     times: tuple[int, int, float],
     reasons: list[str],
+    names: Sequence[str],
     track: PhaseTrack | None = None,
 ) -> SweepCalibration:
     """Result of a fit for `ports` of all: noise level, predicted errors, judgement. times: centre, reference, rate.
@@ -112,6 +116,8 @@ def sweep_result(
     freedom = degrees_of_freedom(pairs, nodes[ports], free)
     chi2 = fit.residual / freedom if freedom > 0 else np.nan
     c = calibrate(fit.statistics, method, reference=local, weights=fit.weights)
+    for port in ports[np.abs(c * fit.c[local] / fit.c - 1.0) > _MAX_METHOD_DEVIATION]:
+        reasons.append(f"port {names[port]}: method {method} is far from the maximum of the likelihood")
     if noise is None:
         # From here on in units of the estimated noise.
         noise, level, chi2 = np.full(len(nodes), chi2), chi2, np.nan
@@ -139,7 +145,7 @@ def sweep_result(
         share = (fit.residual - freedom) / energy
         reasons.append(f"the model leaves {share:.0%} of the energy beyond the noise unexplained")
     for port in ports[~(phase_std <= _MAX_PHASE_STD_RAD)]:
-        reasons.append(f"port {port}: predicted phase error above {np.degrees(_MAX_PHASE_STD_RAD):.0f} degrees")
+        reasons.append(f"port {names[port]}: predicted phase error above {np.degrees(_MAX_PHASE_STD_RAD):.0f} degrees")
 
     def spread(values, empty=np.nan):
         out = np.full(len(nodes), empty, np.result_type(values))

@@ -203,6 +203,8 @@ class SweepCollector:
         edges = np.concatenate([[0], np.cumsum(counts)])
         self._ports = {name: slice(edges[k], edges[k + 1]) for k, name in enumerate(layouts)}
         self.node_of_port = np.repeat(np.arange(len(counts)), counts)
+        self._port_names = tuple(f"{name}:{port}" for name, count in zip(layouts, counts, strict=True)
+                                 for port in range(count))
         self.delay_samples = 0.0
         self.sweep: SweepData | None = None
         self.calibration = None
@@ -273,15 +275,18 @@ class SweepCollector:
 
     def produce(self, phase: str, grants: Sequence[Grant], results: Mapping[str, Mapping[str, object]]) -> Product:
         """The calibration: c, frequency and delay of each port with their predicted deviations."""
-        self.sweep = sweep = self.assemble(results)
+        self.sweep, self.calibration = self.assemble(results), None
+        sweep = self.sweep
         try:
             estimate = calibrate_sweep(
                 sweep.y, sweep.times, samp_rate=self._samp_rate, noise_var=sweep.noise_var,
                 subcarriers_hz=sounding.subband_centres_hz(self._symbol, self._num_subbands, self._samp_rate),
-                node_of_port=self.node_of_port, **self._settings,
+                node_of_port=self.node_of_port, port_names=self._port_names, **self._settings,
             )
         except DisconnectedGraphError as error:
-            return Product(phase, {}, False, (str(error),))
+            parts = ", ".join("{" + ", ".join(self._port_names[port] for port in part) + "}"
+                              for part in error.components)
+            return Product(phase, {}, False, (f"no signal connects the ports {parts}",))
         reasons = tuple(estimate.reasons)
         if not 0 <= self.delay_samples <= self._symbol.prefix_samples:
             reasons += (f"signals arrive {self.delay_samples - self._advance:+.0f} samples from where they are "
