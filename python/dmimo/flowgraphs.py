@@ -104,7 +104,7 @@ def run(flowgraph: calibration_flowgraph, *, timeout_s: float = 3600.0,
     """
     scheduler, total = flowgraph.scheduler, len(flowgraph.assembly.schedule.slots)
     deadline = time.monotonic() + timeout_s
-    with _batch_scheduling():
+    with batch_scheduling():
         flowgraph.start()
     try:
         while not scheduler.finished_event.wait(POLL_S) and time.monotonic() < deadline:
@@ -121,7 +121,7 @@ def run(flowgraph: calibration_flowgraph, *, timeout_s: float = 3600.0,
 
 
 @contextmanager
-def _batch_scheduling():
+def batch_scheduling():
     """Threads started inside do not preempt one another when they are woken.
 
     A message wakes its receiver while the sender still holds the interpreter lock; changing over at once costs two

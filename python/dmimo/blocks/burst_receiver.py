@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Sample streams in, the slots that were asked for out."""
 
+import cmath
 from bisect import insort
 
 import numpy as np
@@ -117,7 +118,7 @@ class burst_receiver(lean_sync_block):
             else:
                 samples = self._cut(start)
                 # The sum is finite only if every sample is.
-                finite = np.isfinite(samples.sum())
+                finite = cmath.isfinite(samples.sum())
                 message = messages.received_burst(self._header, grant, samples if finite else None,
                                                   "ok" if finite else NOT_FINITE)
             self.message_port_pub(BURSTS, message)

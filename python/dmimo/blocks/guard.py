@@ -13,8 +13,8 @@ WORK_DONE = -1
 def guarded(method):
     """Method of a block with an `error` message port: an exception is published there, and -1 (done) returned.
 
-    A block with a method `handle_error(text)` takes its own error there. GNU Radio leaves the flowgraph waiting when Python code raises in `work` or in a handler. The name is kept, since
-    message handlers are found by it.
+    A block with a method `handle_error(text)` takes its own error there. GNU Radio leaves the flowgraph waiting when
+    Python code raises in `work` or in a handler. The name is kept, since message handlers are found by it.
     """
 
     @functools.wraps(method)

@@ -169,7 +169,7 @@ def ack_to_pmt(header, grant: Grant, status: str):
 
 def ack(message) -> tuple[int, str, int, int, str]:
     """Run, node, slot, attempt and status of an `ack` message."""
-    run, node, slot, attempt, status = (pmt.dict_ref(message, key, pmt.PMT_NIL) for key in _ACK_KEYS)
+    run, node, slot, attempt, status = [pmt.dict_ref(message, key, pmt.PMT_NIL) for key in _ACK_KEYS]
     return (pmt.to_long(run), pmt.symbol_to_string(node), pmt.to_long(slot), pmt.to_long(attempt),
             pmt.symbol_to_string(status))
 
@@ -220,7 +220,7 @@ def received_burst(header, grant: Grant, samples: np.ndarray | None, status: str
 def burst_head(message) -> tuple[Grant, str]:
     """Attempt and status of a received burst, without its samples."""
     meta = pmt.car(message)
-    slot, attempt, start = (pmt.to_long(pmt.dict_ref(meta, key, pmt.PMT_NIL)) for key in _GRANT_KEYS)
+    slot, attempt, start = [pmt.to_long(pmt.dict_ref(meta, key, pmt.PMT_NIL)) for key in _GRANT_KEYS]
     return Grant(slot, attempt, start), pmt.symbol_to_string(pmt.dict_ref(meta, STATUS, OK))
 
 

@@ -87,22 +87,33 @@ class ReceiverNoise:
 
     def __init__(self, keys: list[object], variance: np.ndarray, max_samples: int):
         self._ports = np.flatnonzero(variance > 0.0)
+        self._noisy = slice(None) if len(self._ports) == len(variance) else self._ports
         self._minus_variance = -variance[self._ports, None, None].astype(np.float32)
         self._streams = [KeyedStream(keys[p]) for p in self._ports]
+        self._max_samples = max_samples
         self._words = np.empty((len(self._ports), max_samples), dtype=np.uint64)
-        self._work = separate_arrays(3, (len(self._ports), max_samples))
+        self._radius, self._angle, self._real, self._imag = separate_arrays(4, (len(self._ports), max_samples))
+        self._first = self._end = 0  # samples whose noise is in _real and _imag
 
     def add(self, y: np.ndarray, start: int) -> None:
         """Add the noise of samples `start` ... to y, complex64 (P, n); both multiples of 256."""
         if not self._streams:
             return
         num = y.shape[1]
+        if not self._first <= start <= start + num <= self._end:
+            # Short calls in a row, slot after slot, are served from one draw: a call of NumPy costs more than a slot.
+            self._draw(start, self._max_samples if start == self._end else num)
+        held = slice(start - self._first, start - self._first + num)
+        parts = y.view(np.float32).reshape(len(y), num, 2)
+        parts[self._noisy, :, 0] += self._real[:, held]
+        parts[self._noisy, :, 1] += self._imag[:, held]
+
+    def _draw(self, start: int, num: int) -> None:
         for stream, words in zip(self._streams, self._words, strict=True):
             words[:num] = stream.words(start, num)
-        grid = (-1, num // GRID, GRID)
-        words, radius, angle, part = (a[:, :num].reshape(grid) for a in (self._words, *self._work))
+        arrays = (self._words, self._radius, self._angle, self._real, self._imag)
+        words, radius, angle, real, imag = (a[:, :num].reshape(-1, num // GRID, GRID) for a in arrays)
         polar_normal(words, self._minus_variance, radius, angle)
-        parts = y.view(np.float32).reshape(len(y), num // GRID, GRID, 2)
-        noisy = slice(None) if len(self._ports) == len(y) else self._ports
-        parts[noisy, ..., 0] += np.multiply(radius, np.cos(angle, out=part), out=part)
-        parts[noisy, ..., 1] += np.multiply(radius, np.sin(angle, out=part), out=part)
+        np.multiply(radius, np.cos(angle, out=real), out=real)
+        np.multiply(radius, np.sin(angle, out=imag), out=imag)
+        self._first, self._end = start, start + num
