@@ -75,7 +75,8 @@ def changed(old, new, **options):
     """Outcome of the base testbed with a piece of its text replaced."""
     text = BASE.format(**parameters(**options))
     assert old in text
-    return flowgraphs.run(flowgraphs.calibration_flowgraph(Assembly(testbed.parse(text.replace(old, new)))), timeout_s=60)
+    assembly = Assembly(testbed.parse(text.replace(old, new)))
+    return flowgraphs.run(flowgraphs.calibration_flowgraph(assembly), timeout_s=60)
 
 
 def test_clock_offsets_loop_delays_and_multipath_cost_no_gain():
@@ -93,15 +94,33 @@ def test_sample_clock_that_follows_the_carrier_costs_no_gain():
     assert outcome.report["ideal_gain_db"] - outcome.report["coherent_gain_db"] == pytest.approx(0.0, abs=0.1)
 
 
-@pytest.mark.parametrize(("cfo", "trusted"), [(150, True), (250, True), (310, False)])
-def test_frequencies_beyond_the_range_of_a_regular_sweep_are_right_or_flagged(cfo, trusted):
-    report = run(cfo=cfo).report  # ap1 and ap2 differ by twice as much, the sweep resolves 651 Hz
-    assert report["trusted"] is trusted
-    assert not trusted or report["alignment_error"] < 1e-3
+@pytest.mark.parametrize("cfo", [150, 400, 1500])
+def test_frequencies_far_beyond_the_range_of_the_sweep_are_resolved_by_the_prefixes(cfo):
+    report = run(cfo=cfo).report  # ap1 and ap2 differ by twice as much, midpoints resolve 217 Hz
+    assert report["trusted"]
+    assert report["frequency_hz"][1] == pytest.approx(-2 * cfo, abs=2)
+    assert report["alignment_error"] < 1e-3
+    assert report["ideal_gain_db"] - report["coherent_gain_db"] == pytest.approx(0.0, abs=0.1)
+
+
+@pytest.mark.parametrize(("node", "slot", "reason"), [
+    ("ap2", 8, "not trusted"), ("ap2", 18, "node ap2: ue1 does not receive it"),
+    ("ue1", 25, "node ue1: the power of the joint")])
+def test_port_that_dies_during_the_run_fails_it(node, slot, reason):
+    outcome = run(faults=f"[{{kind: dead_port, node: {node}, slot: {slot}}}]")
+    assert outcome.error is not None
+    assert reason in outcome.error
+
+
+def test_calibration_without_delay_estimate_works_where_there_is_none():
+    outcome = changed("faults: [", "calibration: {delay: false}\nfaults: [")
+    assert outcome.error is None
+    assert outcome.report["alignment_error"] < 1e-3
 
 
 def test_method_that_fails_on_a_blocked_pair_is_flagged_by_port_name():
-    outcome = changed("faults: [", "calibration: {method: argos}\npropagation: {blocked_pairs: [[ap1, ap3]]}\nfaults: [")
+    blocked = "calibration: {method: argos}\npropagation: {blocked_pairs: [[ap1, ap3]]}\n"
+    outcome = changed("faults: [", blocked + "faults: [")
     assert "port ap3:0: method argos is far from the maximum of the likelihood" in outcome.error
 
 

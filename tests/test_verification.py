@@ -28,7 +28,7 @@ def verify(seed=3, *, wrong=1.0, start=50_000, calibrated_at=20_000, random_star
         grants, results, start = run_phase(air, schedule, phase, roles, start)
         product = verifier.produce(phase, grants, results)
         if not product.trusted:
-            return air, product
+            return air, verifier.report or {"reasons": product.reasons}
         for role in roles.values():
             role.update(product)
         verifier.update(product)
@@ -81,9 +81,28 @@ def test_coherent_gain_at_20_db_lies_within_a_tenth_of_a_decibel_of_the_ideal():
 
 
 def test_ue_that_nobody_hears_is_named_and_not_used():
-    air = Air(np.random.default_rng(3), PORTS, BEAMS)
-    assert air.noise_var == 0.0
-    _, product = verify(noise_var=1e6)
-    assert isinstance(product, Product)
-    assert not product.trusted
-    assert "ue: no AP hears it" in product.reasons[0]
+    _, report = verify(noise_var=1e6)
+    assert "ue: too weak" in report["reasons"][0]
+
+
+def test_ideal_gain_does_not_depend_on_the_calibration_that_is_verified():
+    """Wrong phases, amplitudes and phases within a node change what is sent, not what would be best."""
+    _, good = verify()
+    ideal = good["joint_power_db"]
+    for wrong in (np.array([1, 1, 1, 1, -1, -1]), np.array([3, 1, 1, 1, 0.3, 1]), np.array([1, -1, -1, 1, 1, 1])):
+        _, report = verify(wrong=wrong)
+        assert report["joint_power_db"] < ideal - 0.1
+        assert report["ideal_gain_db"] - report["coherent_gain_db"] == pytest.approx(
+            ideal - report["joint_power_db"], abs=0.02)
+
+
+def test_joint_transmission_far_from_the_ideal_is_not_trusted():
+    _, bad = verify(wrong=np.array([1, 1, 1, 1, -1, -1]))
+    assert bad["ideal_gain_db"] - bad["coherent_gain_db"] > 1.0
+
+
+def test_offset_common_to_all_nodes_costs_nothing_and_a_late_label_does():
+    """1 kHz for all APs against the UE and 30 Hz between them: times that are labelled wrongly show."""
+    far = {"a": 1020.0, "b": 955.0, "ue": 0.0, "c": 1031.0}
+    _, report = verify(cfo_hz=far)
+    assert report["ideal_gain_db"] - report["coherent_gain_db"] < 5e-3

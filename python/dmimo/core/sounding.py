@@ -151,6 +151,63 @@ def advance(h, symbol: SoundingSymbol, delay_samples) -> np.ndarray:
     return np.asarray(h) * np.exp(2j * np.pi * turns)
 
 
+def prefix_correlation(samples, symbol: SoundingSymbol, start: int, advance_samples: int = 0) -> np.ndarray:
+    r"""Correlation of the prefix with the end of the symbol, which repeats it N samples later.
+
+    .. math:: \sum_n y_{n + N} y_n^* = e^{2j \pi f N / f_s} \sum_n |y_n|^2
+
+    for a carrier that is off by f, without noise; summed over the prefix's second half, which echoes do not reach, and
+    the `advance_samples` by which the window opens early. `frequency_of_correlation` turns sums of it into Hz.
+
+    Parameters
+    ----------
+    samples : array_like (..., n)
+    symbol : SoundingSymbol
+    start : int
+        First sample of the window.
+    advance_samples : int
+
+    Returns
+    -------
+    correlation, energy : ndarray (...), complex and float
+        The energy is the mean of both parts: the modulus of the correlation without noise.
+    """
+    samples = np.asarray(samples)
+    first = start - (symbol.prefix_samples - advance_samples) // 2
+    early = samples[..., first : start + advance_samples]
+    late = samples[..., first + symbol.pilot_samples : start + advance_samples + symbol.pilot_samples]
+    correlation = np.sum(late * np.conj(early), axis=-1, dtype=np.complex128)
+    return correlation, 0.5 * early.shape[-1] * (_mean_power(early) + _mean_power(late))
+
+
+def frequency_of_correlation(correlation, symbol: SoundingSymbol, samp_rate: float) -> np.ndarray:
+    """Frequency in Hz, unambiguous to half a bin, samp_rate / (2 N), for sums of `prefix_correlation`."""
+    return np.angle(correlation) * (samp_rate / (2 * np.pi * symbol.pilot_samples))
+
+
+def hold_carrier(samples, symbol: SoundingSymbol, start: int, correlation, energy) -> np.ndarray:
+    r"""Samples with the turn of the carrier over a symbol's window taken out; its phase in the middle stays.
+
+    A carrier that is off by f leaks from each bin into its neighbours, like noise, and makes a Zadoff-Chu symbol look
+    delayed. The turn is that of `prefix_correlation`, summed over symbols from the same sender; one that may be noise
+    alone (modulus below 5 deviations of noise) is left.
+
+    Parameters
+    ----------
+    samples : array_like (..., n)
+    symbol, start
+        As in `channel_estimate`.
+    correlation, energy : array_like (k,)
+        Of k symbols.
+    """
+    total, whole = np.sum(correlation), float(np.sum(energy))
+    length = max(1, symbol.prefix_samples // 2) * np.size(correlation)
+    if not np.abs(total) > 5.0 * whole / np.sqrt(length):
+        return np.asarray(samples)
+    n = np.arange(np.shape(samples)[-1]) - (start + (symbol.pilot_samples - 1) / 2)
+    return np.asarray(samples) * np.exp(-1j * np.angle(total) / symbol.pilot_samples * n)
+
+
 def subband_centres_hz(symbol: SoundingSymbol, num_subbands: int, samp_rate: float) -> np.ndarray:
     """Mean frequency of each group of `subband_average`, in Hz from band centre: (num_subbands,), ascending."""
     return _grouped(symbol.bins, num_subbands).mean(axis=-1) * (samp_rate / symbol.pilot_samples)

@@ -21,6 +21,8 @@ __all__ = ["SweepCalibration", "calibrate_sweep"]
 _FALSE_ALARM = 1e-3
 # Share of the unambiguous range beyond which a frequency or delay is reported as possibly aliased.
 _AMBIGUITY_MARGIN = 0.9
+# Deviations of a coarse frequency that must lie within half the range to be searched.
+_PRIOR_STDS = 4.0
 # Linear estimates of the oscillators' phases: around a first guess, then around the result and a fit without them.
 _TRACKING_PASSES = 2
 
@@ -42,6 +44,8 @@ def calibrate_sweep(
     max_delay_s: float | None = None,
     node_of_port: ArrayLike | None = None,
     port_names: Sequence[str] | None = None,
+    coarse_frequency_hz: ArrayLike | None = None,
+    coarse_frequency_std_hz: ArrayLike | None = None,
 ) -> SweepCalibration:
     """Joint calibration, LO frequencies and delays of all ports from one sweep with times.
 
@@ -63,6 +67,8 @@ def calibrate_sweep(
         unambiguous, see `sweep_model.frequency_ranges`, and 1 / (2 smallest subcarrier spacing).
     node_of_port : (M,) int, ports of one node share their LO and are not measured with one another; None: all differ.
     port_names : M names for the reasons; None: the ports' indices.
+    coarse_frequency_hz, coarse_frequency_std_hz : (M,), a rough LO frequency of each port from elsewhere, which says
+        where to search; left aside where it is not better than what the midpoints resolve anyway.
 
     Notes
     -----
@@ -96,6 +102,9 @@ def calibrate_sweep(
     if estimate_frequency and len(pairs.i) and ranges_hz[0] == 0:
         free["estimate_frequency"] = False
         reasons.append("frequency cannot be estimated: each pair has one midpoint only")
+    offset = _usable_prior(coarse_frequency_hz, coarse_frequency_std_hz, len(y), ranges_hz[0], estimate_frequency)
+    turns = 2.0 * (offset[pairs.i] - offset[pairs.j])[:, None] * pairs.time_s
+    pairs = replace(pairs, product=pairs.product * np.exp(-2j * np.pi * turns)[..., None])
     pairs, ports, frequency, delay = _search(
         pairs, nodes, reference, free, max_frequency_hz, max_delay_s, ranges_hz, reasons, names)
     local = np.searchsorted(ports, reference if reference in ports else ports[0])
@@ -111,7 +120,17 @@ def calibrate_sweep(
     if track is None and reference_time is None:
         when = centre
     times = (centre, when, samp_rate)
+    offset = offset[ports] - offset[ports[local]]
+    fit = replace(fit, frequency_hz=fit.frequency_hz + offset)
     return sweep_result(inside, ports, nodes, local, fit, free, noise, method, times, reasons, names, track)
+
+
+def _usable_prior(frequency_hz, std_hz, num_ports: int, near_hz: float, wanted: bool) -> NDArray:
+    """Frequencies (M,) to start from: those of the ports that are known well within the range to be searched."""
+    if frequency_hz is None or not wanted:
+        return np.zeros(num_ports)
+    known = 2.0 * _PRIOR_STDS * np.asarray(std_hz, float) < near_hz
+    return np.where(known.all(), np.asarray(frequency_hz, float), 0.0)
 
 
 def _track(

@@ -17,14 +17,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..core import sounding
-from ..core.graph import DisconnectedGraphError, laplacian
+from ..core.coarse import coarse_values
+from ..core.graph import DisconnectedGraphError
 from ..core.sweep_calibration import calibrate_sweep
 from ..core.waveforms import SlotLayout
 from .slots import Grant, Product, Reception, Slot
 
 PURPOSE = "sweep"
 PHASE = "sweep"
-MIN_COHERENCE_DEVIATIONS = 5.0  # of noise alone, for a one-way delay to count
 
 
 def rounds(num_beams: int, *, beam_pairs: int | None = None, passes: int = 1) -> np.ndarray:
@@ -128,7 +128,8 @@ class SweepRole:
         -------
         dict
             `slots` (n,) and `starts` (n,) int64; `h` complex128 (n, own ports, largest number of ports of any sender,
-            num_subcarriers), zero beyond the sender's ports; `noise_var` (own ports,): noise variance of a sample.
+            num_subcarriers), zero beyond the sender's ports; `noise_var` (own ports,): noise variance of a sample;
+            `turn`, `turn_energy` (n,): `prefix_correlation` of the sender's carrier, summed over all ports.
         """
         heard = [grant for grant in grants if grant.slot in self._senders]
         if not heard:
@@ -139,18 +140,27 @@ class SweepRole:
         ports = max(layout.num_ports for layout in self._layouts.values())
         h = np.zeros((len(heard), samples.shape[1], ports, self._layouts[senders[0]].symbol.num_subcarriers), complex)
         noise = np.zeros((len(heard), samples.shape[1]))
+        turn, turn_energy = np.zeros(len(heard), complex), np.zeros(len(heard))
         for sender in dict.fromkeys(senders):
             chosen = np.array([name == sender for name in senders])
             layout = self._layouts[sender]
-            noise[chosen] = sounding.empty_bin_noise_variance(samples[chosen], layout.symbol, layout.useful_start(0))
-            for port in range(layout.num_ports):
-                h[chosen, :, port] = sounding.channel_estimate(
-                    samples[chosen], layout.symbol, layout.useful_start(port))
+            windows = [(layout.symbol, layout.useful_start(port)) for port in range(layout.num_ports)]
+            for window in windows:
+                parts = sounding.prefix_correlation(samples[chosen], *window, layout.advance_samples)
+                turn[chosen] += parts[0].sum(axis=1)
+                turn_energy[chosen] += parts[1].sum(axis=1)
+            for port, window in enumerate(windows):
+                held = sounding.hold_carrier(samples[chosen], *window, turn[chosen], turn_energy[chosen])
+                h[chosen, :, port] = sounding.channel_estimate(held, *window)
+                if port == 0:
+                    noise[chosen] = sounding.empty_bin_noise_variance(held, *window)
         return {
             "slots": np.array([grant.slot for grant in heard]),
             "starts": np.array([grant.start for grant in heard]),
             "h": h,
             "noise_var": noise.mean(axis=0),
+            "turn": turn,
+            "turn_energy": turn_energy,
         }
 
     def update(self, product: Product) -> None:
@@ -163,13 +173,16 @@ class SweepData:
 
     y[i, j, q, k] was received by port i from port j over path q in sub-band k, in the middle of sample times[i, j, q];
     NaN where nothing was measured. `noise_var` (ports,) is the noise variance of an entry. `coarse_delay` (ports,) is
-    the calibration delay in samples that has been removed.
+    the calibration delay in samples that has been removed. `coarse_frequency_hz` (ports,) with its deviation is what
+    the symbols' prefixes say; it has not been removed.
     """
 
     y: np.ndarray
     times: np.ndarray
     noise_var: np.ndarray
     coarse_delay: np.ndarray
+    coarse_frequency_hz: np.ndarray
+    coarse_frequency_std_hz: np.ndarray
 
 
 class SweepCollector:
@@ -222,14 +235,19 @@ class SweepCollector:
         times = np.zeros((ports, ports, paths), np.int64)
         noise_var = np.full(ports, np.nan)
         steps, energy = np.zeros((ports, ports), complex), np.zeros((ports, ports))
+        turn, turn_energy = np.zeros((ports, ports), complex), np.zeros((ports, ports))
         for own, theirs, rows, result, _ in self._links(results):
             h = np.asarray(result["h"])[rows][:, :, : theirs.stop - theirs.start]
             steps[own, theirs] = sounding.phase_steps(h, self._symbol).sum(axis=0)
             energy[own, theirs] = np.sum(np.abs(h) ** 2, axis=(0, 3))
+            # One oscillator a node: its first port stands for all.
+            turn[own.start, theirs.start] = np.asarray(result["turn"])[rows].sum()
+            turn_energy[own.start, theirs.start] = np.asarray(result["turn_energy"])[rows].sum()
         common = self.delay_samples = float(sounding.delay_of_steps(steps.sum(), self._symbol))
         coarse = np.zeros(ports)
         if self._settings.get("estimate_delay", True):
             coarse = self._coarse_delays(steps, energy, paths)
+        frequency, frequency_std = self._coarse_frequencies(turn, turn_energy, paths)
         latency = round(common) - self._advance
         for own, theirs, rows, result, path in self._links(results):
             delay = common + (coarse[theirs] - coarse[own, None]) / 2
@@ -238,7 +256,7 @@ class SweepCollector:
             middles = np.array([self._layout.middle(port) for port in range(theirs.stop - theirs.start)]) - latency
             times[own, theirs, path] = np.asarray(result["starts"])[rows] + middles[:, None]
             noise_var[own] = sounding.estimate_noise_variance(self._symbol, result["noise_var"], self._num_subbands)
-        return SweepData(y, times, noise_var, coarse)
+        return SweepData(y, times, self._audible(noise_var, y), coarse, frequency, frequency_std)
 
     def _links(self, results):
         """For each receiver and sender: their ports, the result's rows from the sender, the result, the rows' paths."""
@@ -259,16 +277,30 @@ class SweepCollector:
     def _coarse_delays(self, steps: np.ndarray, energy: np.ndarray, num_paths: int) -> np.ndarray:
         """Calibration delay of each port in samples, unambiguous to half a symbol, from one-way delays.
 
-        The delay from j to i exceeds that from i to j by D_j - D_i, whatever the path; least squares over the pairs.
         Sub-bands resolve no more than their own spacing allows; this is what they start from.
         """
         relative = sounding.delay_of_steps(steps * np.conj(steps.sum()), self._symbol)
         coherence = np.abs(steps) / np.maximum(energy, np.finfo(float).tiny)
-        noise_only = 1 / np.sqrt(num_paths * self._symbol.num_subcarriers)
-        heard = np.minimum(coherence, coherence.T) > MIN_COHERENCE_DEVIATIONS * noise_only
-        weights = np.where(heard, np.sqrt(energy * energy.T), 0.0)
-        rest = -np.sum(weights * (relative - relative.T), axis=1)
-        return np.linalg.lstsq(laplacian(weights), rest, rcond=None)[0]
+        return coarse_values(relative - relative.T, np.minimum(coherence, coherence.T),
+                             num_paths * self._symbol.num_subcarriers)[0]
+
+    def _coarse_frequencies(self, turn: np.ndarray, energy: np.ndarray, num_paths: int):
+        """Frequency in Hz of each port's oscillator and its deviation, from the prefixes; unambiguous to half a bin."""
+        firsts = np.unique(self.node_of_port, return_index=True)[1]
+        turn, energy = turn[np.ix_(firsts, firsts)], energy[np.ix_(firsts, firsts)]
+        both = turn + np.conj(turn.T)
+        coherence = np.abs(both) / np.maximum(energy + energy.T, np.finfo(float).tiny)
+        # Both directions, and the samples of `prefix_correlation`; of several ports at least one.
+        count = 2 * num_paths * ((self._symbol.prefix_samples - self._advance) // 2 + self._advance)
+        hertz = sounding.frequency_of_correlation(both, self._symbol, self._samp_rate)
+        values, std = coarse_values(hertz, coherence, count)
+        per_radian = self._samp_rate / (2 * np.pi * self._symbol.pilot_samples)
+        return values[self.node_of_port], std[self.node_of_port] * per_radian
+
+    @staticmethod
+    def _audible(noise_var: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Noise variances, none of them zero: a coarse converter may show none, and whitening divides by it."""
+        return np.maximum(noise_var, max(1e-14 * float(np.nanmean(np.abs(y) ** 2)), 1e-30))
 
     def update(self, product: Product) -> None:
         """The calibration needs nothing from other phases."""
@@ -281,7 +313,9 @@ class SweepCollector:
             estimate = calibrate_sweep(
                 sweep.y, sweep.times, samp_rate=self._samp_rate, noise_var=sweep.noise_var,
                 subcarriers_hz=sounding.subband_centres_hz(self._symbol, self._num_subbands, self._samp_rate),
-                node_of_port=self.node_of_port, port_names=self._port_names, **self._settings,
+                node_of_port=self.node_of_port, port_names=self._port_names,
+                coarse_frequency_hz=sweep.coarse_frequency_hz, coarse_frequency_std_hz=sweep.coarse_frequency_std_hz,
+                **self._settings,
             )
         except DisconnectedGraphError as error:
             parts = ", ".join("{" + ", ".join(self._port_names[port] for port in part) + "}"

@@ -19,7 +19,8 @@ from ..core.waveforms import SlotLayout
 from .slots import CHOSEN, Grant, Product, Reception, Slot
 
 TRAINING, UPLINK, DOWNLINK = "training", "uplink", "downlink"
-MIN_DEVIATIONS = 5.0  # of the noise's energy, by which the strongest AP must hear the UE
+MIN_DEVIATIONS = 4.0  # of the noise's energy, by which the APs together must hear the UE
+MAX_LOSS_DB = 1.0  # of the joint transmission against the ideal, from which the calibration counts as wrong
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,17 @@ class Plan:
 
     @property
     def joint(self) -> int:
-        """Variant of the calibrated joint transmission; variants 1 ... number of APs are one AP alone."""
+        """Variant of the calibrated joint transmission; variants 1 ... number of ports are one port alone."""
         return 0
+
+    @property
+    def node_of_port(self) -> tuple[str, ...]:
+        """AP of each port of the calibration."""
+        return tuple(ap for ap in self.aps for _ in range(self.num_ports[ap]))
 
     def start(self, number: int) -> int:
         """Variant of a joint transmission with random node phases."""
-        return 1 + len(self.aps) + number
+        return 1 + len(self.node_of_port) + number
 
     def ports(self, ap: str) -> slice:
         """Ports of an AP in the calibration."""
@@ -80,7 +86,7 @@ class Plan:
             training = [self._slot(TRAINING, (self.ue,), beam, beam) for beam in range(beams)]
             phases.append((TRAINING, window, training))
         uplink = [self._slot(UPLINK, (self.ue,), CHOSEN) for _ in range(self.uplink_repeats)]
-        alone = [self._slot(DOWNLINK, (ap,), CHOSEN, 1 + k) for k, ap in enumerate(self.aps)]
+        alone = [self._slot(DOWNLINK, (ap,), CHOSEN, 1 + k) for k, ap in enumerate(self.node_of_port)]
         downlink = []
         for repeat in range(self.repeats):
             downlink += [self._slot(DOWNLINK, self.aps, CHOSEN, self.joint), *alone]
@@ -138,9 +144,9 @@ class VerificationRole:
         own = plan.ports(self._node)
         if slot.variant not in self._bursts:
             weights = np.asarray(given["weights"])[own]
-            if len(slot.transmitters) == 1:
-                weights = weights / np.sqrt(np.mean(np.sum(np.abs(weights) ** 2, axis=0)))
-            if slot.variant > len(plan.aps):
+            if 0 < slot.variant <= len(plan.node_of_port):
+                weights = _unit_power(np.where(np.arange(own.start, own.stop)[:, None] == slot.variant - 1, weights, 0))
+            if slot.variant > len(plan.node_of_port):
                 rng = np.random.default_rng((plan.seed, plan.aps.index(self._node), slot.variant))
                 weights = weights * np.exp(2j * np.pi * rng.random())
             self._bursts[slot.variant] = np.concatenate(
@@ -150,8 +156,9 @@ class VerificationRole:
         return (self._bursts[slot.variant] * turn).astype(np.complex64)
 
     def receive(self, slot: Slot, grant: Grant, samples: np.ndarray) -> None:
-        """APs keep the UE's symbols, the UE keeps the downlink."""
-        if (slot.purpose == DOWNLINK) != self._is_ap and self._node not in slot.transmitters:
+        """APs keep the UE's symbols, the UE keeps the downlink; other UEs keep nothing."""
+        listens = self._node == self._plan.ue if slot.purpose == DOWNLINK else self._is_ap
+        if listens:
             self._listened.add(grant.slot)
             self._reception.keep(grant, samples)
 
@@ -165,15 +172,19 @@ class VerificationRole:
             entries.
         """
         heard = [grant for grant in grants if grant.slot in self._listened]
-        if not heard or not (self._is_ap or self._node == self._plan.ue):
+        if not heard:
             return None
         samples, layout = self._reception.take(heard), self._plan.layout
         self._listened.clear()
-        noise = sounding.empty_bin_noise_variance(samples, layout.symbol, layout.useful_start(0))
+        window = layout.symbol, layout.useful_start(0)
+        # All slots of a phase have one carrier: the UE's, or the one that the precoding gives to all APs.
+        turn = sounding.prefix_correlation(samples, *window, layout.advance_samples)
+        samples = sounding.hold_carrier(samples, *window, turn[0].sum(axis=1), turn[1].sum(axis=1))
+        noise = sounding.empty_bin_noise_variance(samples, *window)
         return {
             "slots": np.array([grant.slot for grant in heard]),
             "starts": np.array([grant.start for grant in heard]),
-            "h": sounding.channel_estimate(samples, layout.symbol, layout.useful_start(0)),
+            "h": sounding.channel_estimate(samples, *window),
             "noise_var": sounding.estimate_noise_variance(layout.symbol, noise),
         }
 
@@ -223,11 +234,11 @@ class Verifier:
         h = np.concatenate([np.asarray(results[ap]["h"]) for ap in plan.aps], axis=1)
         noise = np.concatenate([np.asarray(results[ap]["noise_var"]) for ap in plan.aps], axis=1)
         energy = np.mean(np.abs(h) ** 2, axis=(0, 2)) - noise.mean(axis=0)
-        # Deviation of that difference where there is nothing but noise.
-        deviation = noise.mean(axis=0) / np.sqrt(h.shape[0] * h.shape[2])
-        if not np.max(energy - MIN_DEVIATIONS * deviation) > 0:
-            return Product(UPLINK, {}, False, (f"node {plan.ue}: no AP hears it: the received energy is within "
-                                               f"{MIN_DEVIATIONS:g} deviations of the noise",))
+        # Deviation of their sum where there is nothing but noise.
+        deviation = np.linalg.norm(noise.mean(axis=0)) / np.sqrt(h.shape[0] * h.shape[2])
+        if not energy.sum() > MIN_DEVIATIONS * deviation:
+            return Product(UPLINK, {}, False, (f"node {plan.ue}: too weak: the energy that the APs receive from it is "
+                                               f"within {MIN_DEVIATIONS:g} deviations of the noise",))
         # Samples are labelled later than at the antenna by the pipeline delay, which the channel shows.
         latency = round(sounding.common_delay(h, plan.layout.symbol)) - plan.layout.advance_samples
         uplink_time = int(times[len(times) // 2])
@@ -237,44 +248,84 @@ class Verifier:
         c = np.asarray(given["c"])[:, None] * np.exp(
             -2j * np.pi * plan.samp_rate / plan.layout.symbol.pilot_samples * delays)
         weights = np.conj(precoding.downlink_channel(c.T, combined.T, user_axis=False)).T
-        weights = weights / np.sqrt(np.mean(np.sum(np.abs(weights) ** 2, axis=0)))
+        weights = _unit_power(weights)
         self._weights = {"weights": weights, "uplink_time": uplink_time - latency,
                          "frequency_hz": given["frequency_hz"], "reference_time": int(given["reference_time"])}
         return Product(UPLINK, self._weights)
 
     def _compare(self, results) -> Product:
-        """Gains of the joint transmission, over the mean power with random node phases at equal total power."""
+        """Gains of the joint transmission, over the mean power with random node phases at equal total power.
+
+        A port alone at unit power with weights along its own channel h arrives with the amplitude |h|^2 / sqrt(E) per
+        subcarrier, E = mean |h|^2: from these follow, without any phase, what the best weights of all ports (ideal) and
+        of each AP (single node) would deliver.
+        """
         plan, result = self._plan, results[self._plan.ue]
         g, noise = np.asarray(result["h"])[:, 0], np.asarray(result["noise_var"])[:, 0]
         symbol = plan.layout.symbol
         g = sounding.advance(g, symbol, sounding.common_delay(g, symbol))  # the UE's clock, common to all
         variants = np.array([self._slots[int(index)].variant for index in result["slots"]])
         power = np.mean(np.abs(g) ** 2, axis=-1) - noise
-        weights = self._weights["weights"]
-        shares = np.array([np.mean(np.sum(np.abs(weights[plan.ports(ap)]) ** 2, axis=0)) for ap in plan.aps])
-        alone = np.array([power[variants == 1 + k].mean() for k in range(len(plan.aps))])
-        amplitudes = sum(np.sqrt(share) * _amplitude(g[variants == 1 + k], plan.num_subbands)
-                         for k, share in enumerate(shares))
-        bias = np.mean(noise) * np.sum(shares) / (2 * plan.repeats)
-        scattered = float(shares @ alone)
+        owner, weights = np.array(plan.node_of_port), self._weights["weights"]
+        alone = np.array([_amplitude(g[variants == 1 + k], plan.num_subbands) for k in range(owner.size)])
+        error = float(np.mean(noise)) / (2 * plan.repeats)  # variance of each of these amplitudes
+        single = {ap: _best_power(alone[owner == ap], error) for ap in plan.aps}
+        shares = {ap: float(np.mean(np.sum(np.abs(weights[owner == ap]) ** 2, axis=0))) for ap in plan.aps}
+        scattered = sum(shares[ap] * single[ap] for ap in plan.aps)
         starts = np.array([power[variants == plan.start(k)].mean() for k in range(plan.random_starts)])
-        joint = power[variants == plan.joint]
+        joint, ideal = power[variants == plan.joint], _best_power(alone, error)
         self.report = {
-            "coherent_gain_db": _db(joint.mean() / scattered),
-            "coherent_gain_std_db": _db_std(joint, scattered),
-            "ideal_gain_db": _db((np.mean(amplitudes**2) - bias) / scattered),
-            "best_single_node_db": _db(alone.max() / scattered),
-            "single_node_db": {ap: _db(value / scattered) for ap, value in zip(plan.aps, alone, strict=True)},
-            "joint_power_db": _db(joint.mean()),
-            "downlink_snr_db": _db(joint.mean() / np.mean(noise)) if np.mean(noise) > 0 else None,
+            "coherent_gain_db": _db(joint.mean(), scattered),
+            "coherent_gain_std_db": _db_std(joint),
+            "ideal_gain_db": _db(ideal, scattered),
+            "best_single_node_db": _db(max(single.values()), scattered),
+            "single_node_db": {ap: _db(value, scattered) for ap, value in single.items()},
+            "joint_power_db": _db(joint.mean(), 1.0),
+            "downlink_snr_db": _db(joint.mean(), np.mean(noise)),
         }
         if starts.size:
-            self.report["uncalibrated_gain_db"] = _db(starts.mean() / scattered)
-            self.report["uncalibrated_gain_std_db"] = _db_std(starts, scattered)
-            self.report["random_starts_db"] = [_db(value / scattered) for value in starts]
-        gains = [self.report.get(f"{name}_db", np.nan)
-                 for name in ("coherent_gain", "ideal_gain", "uncalibrated_gain", "best_single_node")]
-        return Product(DOWNLINK, {"gains_db": np.array(gains)})
+            self.report["uncalibrated_gain_db"] = _db(starts.mean(), scattered)
+            self.report["uncalibrated_gain_std_db"] = _db_std(starts)
+            self.report["random_starts_db"] = [_db(value, scattered) for value in starts]
+        reasons = self._doubts(joint, ideal, single, shares, float(np.mean(noise)))
+        gains = [self.report.get(f"{name}_db") for name in
+                 ("coherent_gain", "ideal_gain", "uncalibrated_gain", "best_single_node")]
+        return Product(DOWNLINK, {"gains_db": np.array(gains, float)}, not reasons, reasons)
+
+    def _doubts(self, joint, ideal: float, single, shares, noise: float) -> tuple[str, ...]:
+        """Why not to trust the result: an AP that the UE misses, or a joint transmission far from the ideal."""
+        plan = self._plan
+        floor = MIN_DEVIATIONS * noise / np.sqrt(plan.layout.symbol.num_subcarriers * plan.repeats)
+        reasons = [f"node {ap}: {plan.ue} does not receive it, though it carries {shares[ap]:.0%} of the power"
+                   for ap in plan.aps if shares[ap] > 0.01 and not single[ap] > floor]
+        # Deviation of the power of one repeat by noise.
+        deviation = np.sqrt((2 * joint.max() * noise + noise**2) / plan.layout.symbol.num_subcarriers)
+        if joint.min() + MIN_DEVIATIONS * deviation < 0.5 * joint.max():
+            reasons.append(f"node {plan.ue}: the power of the joint transmission more than halves between repeats")
+        spread = joint.std(ddof=1) / np.sqrt(joint.size) if joint.size > 1 else 0.0
+        if not joint.mean() + 3 * spread > ideal * 10 ** (-MAX_LOSS_DB / 10):
+            loss_db = 10 * np.log10(ideal / max(joint.mean(), 1e-30))
+            reasons.append(f"the joint transmission misses the ideal by {loss_db:.1f} dB: calibration does not hold")
+        return tuple(reasons)
+
+
+def _unit_power(weights: np.ndarray) -> np.ndarray:
+    """Weights (ports, subcarriers) scaled to unit total power; zeros stay."""
+    power = np.mean(np.sum(np.abs(weights) ** 2, axis=0))
+    return weights / np.sqrt(power) if power > 0 else weights
+
+
+def _best_power(alone: np.ndarray, error: float) -> float:
+    """Power at unit total power of the best weights of ports whose amplitudes alone are (ports, subcarriers).
+
+    With |h|^2 = alone sqrt(E) and sqrt(E) = mean(alone), maximum-ratio weights of all ports deliver the amplitude
+    sum |h|^2 / sqrt(sum E). `error` is the variance of an entry of `alone`, which adds to the square.
+    """
+    root = np.maximum(alone.mean(axis=1), 0.0)
+    energy = float(np.sum(root**2))
+    if energy == 0.0:
+        return 0.0
+    return float(np.mean((root @ alone) ** 2) / energy - error)
 
 
 def _combine_repeats(h: np.ndarray) -> np.ndarray:
@@ -293,14 +344,15 @@ def _amplitude(g: np.ndarray, num_subbands: int) -> np.ndarray:
     The part of g in phase with its sub-band: the modulus would count noise as signal.
     """
     local = np.repeat(sounding.subband_average(g, num_subbands), g.shape[-1] // num_subbands, axis=-1)
-    return np.mean(np.real(g * np.conj(local) / np.abs(local)), axis=0)
+    return np.mean(np.real(g * np.conj(local) / np.maximum(np.abs(local), np.finfo(float).tiny)), axis=0)
 
 
-def _db(ratio: float) -> float:
-    return float(10 * np.log10(max(ratio, np.finfo(float).tiny)))
+def _db(power: float, scale: float) -> float | None:
+    """Ratio of powers in dB; None where it has none."""
+    return float(10 * np.log10(power / scale)) if power > 0 and scale > 0 else None
 
 
-def _db_std(powers: np.ndarray, scale: float) -> float | None:
+def _db_std(powers: np.ndarray) -> float | None:
     """Standard error in dB of the mean of `powers`."""
     if powers.size < 2 or powers.mean() <= 0:
         return None
