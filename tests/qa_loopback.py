@@ -178,7 +178,7 @@ def test_acknowledgement_lost_again_and_again_ends_the_run_with_node_and_slot():
 @pytest.mark.parametrize("window", [1, 16])
 def test_node_that_stops_answering_is_named_with_the_slot(window):
     outcome = run(window=window, faults="[{kind: silent, node: ap3, slot: 7}]")
-    assert "node ap3 stopped answering: slot" in outcome.error
+    assert "node ap3 stopped answering: slot 7 (sweep)" in outcome.error
     assert "c" not in outcome.report
 
 

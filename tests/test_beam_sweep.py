@@ -5,7 +5,7 @@ from air import Air, run_phase
 from gnuradio.dmimo.core import metrics
 from gnuradio.dmimo.core.waveforms import SlotLayout, SoundingSymbol
 from gnuradio.dmimo.protocols import beam_sweep
-from gnuradio.dmimo.protocols.slots import Product, build_schedule
+from gnuradio.dmimo.protocols.slots import Grant, Product, Reception, build_schedule
 
 PORTS = {"a": 1, "b": 3, "c": 2, "u": 1}
 BEAMS = {"a": 3, "b": 2, "c": 1, "u": 1}
@@ -101,3 +101,32 @@ def test_arguments_out_of_range_are_refused():
         beam_sweep.rounds(3, beam_pairs=10)
     with pytest.raises(ValueError, match="num_beams = 0"):
         beam_sweep.rounds(0)
+
+
+def test_kept_slots_are_forgotten_when_their_phase_has_ended():
+    reception = Reception()
+    reception.keep(Grant(0, 0, 0), np.ones((1, 4)))
+    assert reception.take([Grant(0, 0, 0)]).shape == (1, 1, 4)
+    with pytest.raises(KeyError):
+        reception.take([Grant(0, 0, 0)])
+
+
+@pytest.mark.parametrize("delay", [0, 6])
+def test_calibration_delay_beyond_the_spacing_of_sub_bands_is_found_with_its_sign(delay):
+    """Sub-bands of 8 bins in 64 resolve 4 samples between ports; the transmit chain of b is later by `delay`."""
+    order = beam_sweep.rounds(3)
+    air = Air(np.random.default_rng(5), PORTS, BEAMS)
+    schedule, layouts, roles = parts(order)
+    send = roles["b"].transmit
+
+    def late(slot, start):
+        burst = send(slot, start)
+        return None if burst is None else np.roll(burst, delay, axis=1)
+
+    roles["b"].transmit = late
+    collector = beam_sweep.SweepCollector(schedule.slots, layouts, order, 6, air.samp_rate, {})
+    grants, results, _ = run_phase(air, schedule, beam_sweep.PHASE, roles, 0)
+    product = collector.produce(beam_sweep.PHASE, grants, results)
+    assert product.trusted, product.reasons
+    expected = np.array([0, 1, 1, 1, 0, 0]) * delay / air.samp_rate
+    np.testing.assert_allclose(product.values["delay_s"], expected, atol=1e-9)

@@ -167,3 +167,12 @@ def test_schedule_hash_depends_on_every_field():
     again, _ = make()
     assert len({base.hash, other.hash, beams.hash}) == 3
     assert base.hash == again.hash
+
+
+def test_idle_samples_come_before_a_lock_step_repeat_and_after_a_phase():
+    schedule, machine = make(windows=(1, 1), count=2, guard_samples=7)
+    seen, _ = complete(machine, begin(schedule, machine), lambda g: "lost" if (g.slot, g.attempt) == (0, 0) else "ok")
+    assert [g.start for g in seen] == [0, 107, 207]
+    machine.produced(Product("phase0", {}))
+    machine.product_acknowledged("a", "phase0")
+    assert machine.product_acknowledged("b", "phase0")[0].grants[0].start == 314

@@ -86,13 +86,6 @@ def test_every_key_of_the_file_reaches_its_field():
     assert testbed.port_names(bed) == ("ap1:0", "ap1:1", "ap2:0")
 
 
-def test_pair_gains_hold_in_both_directions_and_a_blocked_pair_has_none():
-    propagation = testbed.parse(WHOLE).propagation
-    assert propagation.gain_db("ap1", "ap2") == propagation.gain_db("ap2", "ap1") == -13.0
-    assert propagation.gain_db("ap1", "ue1") == -3.0
-    assert propagation.gain_db("ap2", "ue1") is None
-
-
 def test_open_names_are_the_first_access_point_and_user():
     bed = testbed.parse(SMALL)
     assert bed.calibration.reference == "ap1"

@@ -4,7 +4,7 @@
 import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,7 +80,8 @@ class calibration_flowgraph(gr.top_block):
     def _pin(self) -> None:
         """All blocks of the loop on one processor: Python ones share the interpreter lock, and waking another processor
         for each message costs more than it gains."""
-        processor = [min(os.sched_getaffinity(0))]
+        processors = sorted(os.sched_getaffinity(0))
+        processor = [processors[os.getpid() % len(processors)]]  # runs side by side take different ones
         members = [block for member in self.nodes for block in member.members()]
         for block in (self.scheduler, self.air, self.calibrator, self.verifier, *members):
             if block is not None:
@@ -128,11 +129,13 @@ def batch_scheduling():
     context switches for nothing.
     """
     policy = os.sched_getscheduler(0)
-    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    with suppress(PermissionError):  # some containers forbid it; it is a matter of speed only
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     try:
         yield
     finally:
-        os.sched_setscheduler(0, policy, os.sched_param(0))
+        with suppress(PermissionError):
+            os.sched_setscheduler(0, policy, os.sched_param(0))
 
 
 def _outcome(flowgraph: calibration_flowgraph, error: str | None) -> Outcome:

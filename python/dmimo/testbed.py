@@ -110,13 +110,6 @@ class Propagation:
     pair_gain_db: dict[str, float] = field(default_factory=dict)
     blocked_pairs: tuple[tuple[str, ...], ...] = ()
 
-    def gain_db(self, first: str, second: str) -> float | None:
-        """Return the power gain between two nodes [dB], the common one included; None where the pair is blocked."""
-        if any({first, second} == set(pair) for pair in self.blocked_pairs):
-            return None
-        extra = self.pair_gain_db.get(f"{first}-{second}", self.pair_gain_db.get(f"{second}-{first}", 0.0))
-        return self.path_gain_db + extra
-
 
 @dataclass(frozen=True)
 class Noise:

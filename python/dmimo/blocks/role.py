@@ -98,10 +98,10 @@ class role(lean_message_block):
 
     def _grant(self, message) -> None:
         grants = messages.grants(message)
-        if self._silent_from is not None and any(grant.slot >= self._silent_from for grant in grants):
-            self._silent = True
-            return
         fresh = [grant for grant in grants if (grant.slot, grant.attempt) not in self._granted]
+        if self._silent_from is not None:
+            fresh = [grant for grant in fresh if grant.slot < self._silent_from]
+            self._silent = len(fresh) < len(grants)
         if len(fresh) == len(grants):
             self.message_port_pub(ARM, message)
         elif fresh:
@@ -133,7 +133,7 @@ class role(lean_message_block):
         """Take what the ports received in a granted slot."""
         grant, status = messages.burst_head(message)
         key = (grant.slot, grant.attempt)
-        if self._silent or self._granted.get(key) != grant:
+        if self._granted.get(key) != grant:
             return
         # The grant stays known as taken, so that a copy of it or of its burst is dropped.
         self._granted[key] = None

@@ -101,7 +101,8 @@ def calibrate_sweep(
     ranges_hz = sweep_model.frequency_ranges(pairs, samp_rate)
     if estimate_frequency and len(pairs.i) and ranges_hz[0] == 0:
         free["estimate_frequency"] = False
-        reasons.append("frequency cannot be estimated: each pair has one midpoint only")
+        reasons.append("frequency cannot be estimated: each pair has one midpoint only; repeat the sweep (more passes) "
+                       "or switch the estimate off where all nodes share a clock")
     offset = _usable_prior(coarse_frequency_hz, coarse_frequency_std_hz, len(y), ranges_hz[0], estimate_frequency)
     turns = 2.0 * (offset[pairs.i] - offset[pairs.j])[:, None] * pairs.time_s
     pairs = replace(pairs, product=pairs.product * np.exp(-2j * np.pi * turns)[..., None])
