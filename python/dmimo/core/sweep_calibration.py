@@ -104,8 +104,7 @@ def calibrate_sweep(
         reasons.append("frequency cannot be estimated: each pair has one midpoint only; repeat the sweep (more passes) "
                        "or switch the estimate off where all nodes share a clock")
     offset = _usable_prior(coarse_frequency_hz, coarse_frequency_std_hz, len(y), ranges_hz[0], estimate_frequency)
-    turns = 2.0 * (offset[pairs.i] - offset[pairs.j])[:, None] * pairs.time_s
-    pairs = replace(pairs, product=pairs.product * np.exp(-2j * np.pi * turns)[..., None])
+    pairs = pairs.derotated(offset)
     pairs, ports, frequency, delay = _search(
         pairs, nodes, reference, free, max_frequency_hz, max_delay_s, ranges_hz, reasons, names)
     local = np.searchsorted(ports, reference if reference in ports else ports[0])

@@ -59,6 +59,11 @@ class TimedPairs:
         fields = ("i", "j", "product", "power_ij", "power_ji", "count", "valid", "time_s", "lag_s")
         return replace(self, **{name: getattr(self, name)[keep] for name in fields})
 
+    def derotated(self, frequency_hz: NDArray) -> "TimedPairs":
+        """The same as if the LO frequencies of the ports, (M,), were lower by these."""
+        turns = 2.0 * (frequency_hz[self.i] - frequency_hz[self.j])[:, None] * self.time_s
+        return replace(self, product=self.product * np.exp(-2j * np.pi * turns)[..., None])
+
     def scaled(self, factor: float) -> "TimedPairs":
         """The same in another unit of energy."""
         return replace(self, product=factor * self.product, power_ij=factor * self.power_ij,

@@ -115,9 +115,8 @@ def sweep_result(
     shift_s = (reference_time - centre) / samp_rate
     freedom = degrees_of_freedom(pairs, nodes[ports], free)
     chi2 = fit.residual / freedom if freedom > 0 else np.nan
-    c = calibrate(fit.statistics, method, reference=local, weights=fit.weights)
-    for port in ports[np.abs(c * fit.c[local] / fit.c - 1.0) > _MAX_METHOD_DEVIATION]:
-        reasons.append(f"port {names[port]}: method {method} is far from the maximum of the likelihood")
+    used = [names[port] for port in ports]
+    c = _coefficients(fit, method, local, used, reasons)
     if noise is None:
         # From here on in units of the estimated noise.
         noise, level, chi2 = np.full(len(nodes), chi2), chi2, np.nan
@@ -141,24 +140,19 @@ def sweep_result(
         bound = _tracked_errors(pairs, fit, nodes[ports], local, inflation, track, free["estimate_delay"])
         linewidth, linewidth_std = track.linewidth_hz, track.linewidth_std_hz
     phase_std = np.sqrt(bound.phase_var)
-    if fit.residual - freedom > _MAX_MISFIT * energy:
-        share = (fit.residual - freedom) / energy
-        reasons.append(f"the model leaves {share:.0%} of the energy beyond the noise unexplained")
-    for port in ports[~(phase_std <= _MAX_PHASE_STD_RAD)]:
-        reasons.append(f"port {names[port]}: predicted phase error above {np.degrees(_MAX_PHASE_STD_RAD):.0f} degrees")
+    _judge(fit.residual - freedom, energy, phase_std, used, reasons)
 
-    def spread(values, empty=np.nan):
-        out = np.full(len(nodes), empty, np.result_type(values))
-        out[ports] = values
+    def spread(values):
+        """`values` of the calibrated ports among all ports, NaN elsewhere."""
+        out = np.full((len(nodes),) * np.ndim(values), np.nan, np.result_type(values, float))
+        out[np.ix_(*(ports,) * np.ndim(values))] = values
         return out
 
-    covariance = np.full((len(nodes), len(nodes)), np.nan, bound.covariance.dtype)
-    covariance[np.ix_(ports, ports)] = bound.covariance
     return SweepCalibration(
         c=spread(c),
         frequency_hz=spread(frequency),
         delay_s=spread(fit.delay_s),
-        covariance=covariance,
+        covariance=spread(bound.covariance),
         phase_std_rad=spread(phase_std),
         frequency_std_hz=spread(np.sqrt(bound.frequency_var)),
         delay_std_s=spread(np.sqrt(bound.delay_var)),
@@ -174,6 +168,27 @@ def sweep_result(
         trusted=not reasons,
         reasons=tuple(reasons),
     )
+
+
+def _coefficients(fit: JointFit, method: Method, local: int, names: Sequence[str], reasons: list[str]) -> NDArray:
+    """c of the method, (whitened) 1 at the reference; where it fails, that of maximum likelihood, and a reason."""
+    best = fit.c / fit.c[local]
+    try:
+        c = calibrate(fit.statistics, method, reference=local, weights=fit.weights)
+    except ValueError as error:
+        reasons.append(f"method {method}: {error}")
+        return best
+    for port in np.flatnonzero(np.abs(c / best - 1.0) > _MAX_METHOD_DEVIATION):
+        reasons.append(f"port {names[port]}: method {method} is far from the maximum of the likelihood")
+    return c
+
+
+def _judge(unexplained: float, energy: float, phase_std: NDArray, names: Sequence[str], reasons: list[str]) -> None:
+    """Add reasons where the model does not fit, or an error is predicted to be large."""
+    if unexplained > _MAX_MISFIT * energy:
+        reasons.append(f"the model leaves {unexplained / energy:.0%} of the energy beyond the noise unexplained")
+    for port in np.flatnonzero(~(phase_std <= _MAX_PHASE_STD_RAD)):
+        reasons.append(f"port {names[port]}: predicted phase error above {np.degrees(_MAX_PHASE_STD_RAD):.0f} degrees")
 
 
 def degrees_of_freedom(pairs: TimedPairs, nodes: NDArray, free: dict[str, bool]) -> float:
