@@ -118,6 +118,18 @@ def test_calibration_without_delay_estimate_works_where_there_is_none():
     assert outcome.report["alignment_error"] < 1e-3
 
 
+def test_carrier_a_whole_bin_off_is_flagged():
+    outcome = run(cfo=4000)  # ap1 and ap2 differ by twice as much; a bin is 7.8 kHz
+    assert "carriers differ by more than half a bin" in outcome.error
+
+
+def test_single_beam_needs_no_settings():
+    outcome = flowgraphs.run(flowgraphs.calibration_flowgraph(Assembly(testbed.parse(
+        "version: 1\nnodes: [{name: a}, {name: b, oscillator: {cfo_hz: 30}}, {name: c}]\n"))), timeout_s=60)
+    assert outcome.error is None
+    assert outcome.report["frequency_hz"][1] == pytest.approx(30, abs=8)
+
+
 def test_method_that_fails_on_a_blocked_pair_is_flagged_by_port_name():
     blocked = "calibration: {method: argos}\npropagation: {blocked_pairs: [[ap1, ap3]]}\n"
     outcome = changed("faults: [", blocked + "faults: [")

@@ -77,7 +77,10 @@ class Assembly:
         """Rounds of the beam sweep."""
         most = max(len(self._nodes[name].panel.beams) for name in self._aps)
         sweep = self.testbed.beam_sweep
-        return beam_sweep.rounds(most, beam_pairs=sweep.beams, passes=sweep.passes)
+        # One round shows no frequency.
+        once = most == 1 or sweep.beams == 1
+        passes = max(sweep.passes, 2) if once and self.testbed.calibration.frequency else sweep.passes
+        return beam_sweep.rounds(most, beam_pairs=sweep.beams, passes=passes)
 
     @cached_property
     def plan(self) -> verification.Plan | None:

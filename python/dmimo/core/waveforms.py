@@ -275,8 +275,8 @@ class SlotLayout:
 
         Empty if the slot is only just long enough.
         """
-        return slice(self.symbol_start(self.num_ports - 1) + self.symbol.total_samples + self.symbol.prefix_samples,
-                     self.slot_samples)
+        end = self.symbol_start(self.num_ports - 1) + self.symbol.total_samples + self.symbol.prefix_samples
+        return slice(min(end + self.latency_samples, self.slot_samples), self.slot_samples)
 
     def sounding_burst(self, *, dtype=np.complex64) -> np.ndarray:
         """Slot in which every port sends its symbol at its own position: (num_ports, slot_samples), zeros elsewhere."""

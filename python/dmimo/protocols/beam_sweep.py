@@ -25,6 +25,9 @@ from .slots import Grant, Product, Reception, Slot
 
 PURPOSE = "sweep"
 PHASE = "sweep"
+MIN_SILENCE_SAMPLES = 8
+# Noise beside the symbol's bins over that in silence, and as a share of the signal, from which it is the signal's own.
+MAX_NOISE_RATIO, MAX_LEAKAGE = 1.5, 0.005
 
 
 def rounds(num_beams: int, *, beam_pairs: int | None = None, passes: int = 1) -> np.ndarray:
@@ -129,7 +132,8 @@ class SweepRole:
         dict
             `slots` (n,) and `starts` (n,) int64; `h` complex128 (n, own ports, largest number of ports of any sender,
             num_subcarriers), zero beyond the sender's ports; `noise_var` (own ports,): noise variance of a sample;
-            `turn`, `turn_energy` (n,): `prefix_correlation` of the sender's carrier, summed over all ports.
+            `silence_var` (own ports,): the same while nobody sends, NaN where the slot has no such samples; `turn`,
+            `turn_energy` (n,): `prefix_correlation` of the sender's carrier, summed over all ports.
         """
         heard = [grant for grant in grants if grant.slot in self._senders]
         if not heard:
@@ -140,10 +144,14 @@ class SweepRole:
         ports = max(layout.num_ports for layout in self._layouts.values())
         h = np.zeros((len(heard), samples.shape[1], ports, self._layouts[senders[0]].symbol.num_subcarriers), complex)
         noise = np.zeros((len(heard), samples.shape[1]))
+        silence = np.full((len(heard), samples.shape[1]), np.nan)
         turn, turn_energy = np.zeros(len(heard), complex), np.zeros(len(heard))
         for sender in dict.fromkeys(senders):
             chosen = np.array([name == sender for name in senders])
             layout = self._layouts[sender]
+            quiet = samples[chosen][..., layout.silence]
+            if quiet.shape[-1] >= MIN_SILENCE_SAMPLES:
+                silence[chosen] = sounding.noise_variance(quiet)
             windows = [(layout.symbol, layout.useful_start(port)) for port in range(layout.num_ports)]
             for window in windows:
                 parts = sounding.prefix_correlation(samples[chosen], *window, layout.advance_samples)
@@ -159,6 +167,7 @@ class SweepRole:
             "starts": np.array([grant.start for grant in heard]),
             "h": h,
             "noise_var": noise.mean(axis=0),
+            "silence_var": silence.mean(axis=0),
             "turn": turn,
             "turn_energy": turn_energy,
         }
@@ -302,6 +311,18 @@ class SweepCollector:
         """Noise variances, none of them zero: a coarse converter may show none, and whitening divides by it."""
         return np.maximum(noise_var, max(1e-14 * float(np.nanmean(np.abs(y) ** 2)), 1e-30))
 
+    @staticmethod
+    def _leaks(results: Mapping[str, Mapping[str, object]]) -> tuple[str, ...]:
+        """Receivers whose noise comes with the signal: from a carrier off by a bin or more, or from distortion."""
+        reasons = []
+        for node, result in results.items():
+            beside, silent = np.mean(result["noise_var"]), np.mean(result["silence_var"])
+            power = float(np.mean(np.abs(result["h"]) ** 2))
+            if beside > MAX_NOISE_RATIO * silent and beside - silent > MAX_LEAKAGE * power:
+                reasons.append(f"node {node}: {100 * (beside - silent) / power:.1f} % of the signal lie beside its "
+                               "subcarriers: carriers differ by more than half a bin, or something distorts")
+        return tuple(reasons)
+
     def update(self, product: Product) -> None:
         """The calibration needs nothing from other phases."""
 
@@ -321,7 +342,7 @@ class SweepCollector:
             parts = ", ".join("{" + ", ".join(self._port_names[port] for port in part) + "}"
                               for part in error.components)
             return Product(phase, {}, False, (f"no signal connects the ports {parts}",))
-        reasons = tuple(estimate.reasons)
+        reasons = tuple(estimate.reasons) + self._leaks(results)
         if not 0 <= self.delay_samples <= self._symbol.prefix_samples:
             reasons += (f"signals arrive {self.delay_samples - self._advance:+.0f} samples from where they are "
                         f"expected: must be within -{self._advance} ... "
