@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The probe that turns products into streams, in a running flowgraph."""
 
-import time
-
 import numpy as np
 import pmt
 import pytest
 from gnuradio import blocks, dmimo, gr
 from gnuradio.dmimo.blocks import messages
 from gnuradio.dmimo.protocols.slots import Product
+from graph import wait_for
 
-LIMIT_S = 10.0
 PHASES = pmt.intern("phases")
 
 
@@ -37,17 +35,11 @@ class bench(gr.top_block):
         for message in given:
             self.probe.to_basic_block()._post(PHASES, message)
 
-    def until(self, condition):
-        deadline = time.monotonic() + LIMIT_S
-        while not condition():
-            assert time.monotonic() < deadline, "nothing happened within the limit"
-            time.sleep(0.005)
-
     def streams(self, *given):
         """What comes out for these messages and the end of the run, which must end the flowgraph."""
         self.start()
         self.send(*given, END)
-        self.until(lambda: all(sink.nitems_read(0) for sink in self.sinks) or not given)
+        wait_for(lambda: all(sink.nitems_read(0) for sink in self.sinks) or not given)
         self.wait()
         return np.array([sink.data() for sink in self.sinks])
 
@@ -93,7 +85,7 @@ def test_number_of_entries_other_than_outputs_is_reported():
     flowgraph = bench(key="c", num_outputs=2)
     flowgraph.start()
     flowgraph.send(product(c=np.ones(3)))
-    flowgraph.until(lambda: flowgraph.errors.num_messages())
+    wait_for(lambda: flowgraph.errors.num_messages())
     assert "c has 3 entries: must be num_outputs = 2" in pmt.symbol_to_string(flowgraph.errors.get_message(0))
     flowgraph.send(END)
     flowgraph.wait()
