@@ -4,6 +4,7 @@
 Three APs of one port, slots of 256 samples. The bare loop has the same blocks and message hops for every node and slot
 (scheduler, role, transmitter, network, receiver, role, scheduler, and the arming of the receiver; messages stand for
 the streams), but its handlers only forward, and its blocks are GNU Radio's own: `blocks/lean.py` says what ours save.
+The real network is flat and without noise; `bench_simulated_network.py` measures the physics.
 Both run as the real flowgraph does, pinned and with its scheduling policy, alternately, in one process. The rate counts
 from the release of the first slot to the end of the last; CPU is that of the process meanwhile, bare and real.
 """
@@ -27,6 +28,7 @@ version: 1
 node_defaults: {{panel: {{num_antennas: 8, beams: [0, 1, 2, 3, 4, 5, 6, 7]}}}}
 nodes: [{{name: a}}, {{name: b}}, {{name: c}}]
 propagation: {{delays: false}}
+noise: {{snr_db: null}}
 beam_sweep: {{passes: {passes}}}
 slots: {{slot_samples: 256, window: {window}}}
 """
@@ -127,7 +129,7 @@ def bare_times(window, total):
         tb.msg_connect(role, "up", scheduler, "in")
         blocks += [role, transmitter, receiver]
     for block in blocks:
-        block.set_processor_affinity([min(os.sched_getaffinity(0))])
+        block.set_processor_affinity([flowgraphs.common_processor()])
     with flowgraphs.batch_scheduling():
         tb.start()
     assert scheduler.done.wait(60)

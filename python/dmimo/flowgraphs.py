@@ -80,8 +80,7 @@ class calibration_flowgraph(gr.top_block):
     def _pin(self) -> None:
         """All blocks of the loop on one processor: Python ones share the interpreter lock, and waking another processor
         for each message costs more than it gains."""
-        processors = sorted(os.sched_getaffinity(0))
-        processor = [processors[os.getpid() % len(processors)]]  # runs side by side take different ones
+        processor = [common_processor()]
         members = [block for member in self.nodes for block in member.members()]
         for block in (self.scheduler, self.air, self.calibrator, self.verifier, *members):
             if block is not None:
@@ -119,6 +118,12 @@ def run(flowgraph: calibration_flowgraph, *, timeout_s: float = 3600.0,
         flowgraph.stop()
         flowgraph.wait()
     return _outcome(flowgraph, error)
+
+
+def common_processor() -> int:
+    """Processor that all blocks of a run share; runs side by side take different ones."""
+    processors = sorted(os.sched_getaffinity(0))
+    return processors[os.getpid() % len(processors)]
 
 
 @contextmanager
