@@ -3,8 +3,9 @@
 
 Three APs of one port, slots of 256 samples. The bare loop has the same blocks and message hops for every node and slot
 (scheduler, role, transmitter, network, receiver, role, scheduler, and the arming of the receiver; messages stand for
-the streams), but its handlers only forward, and its blocks are GNU Radio's own: `blocks/lean.py` says what ours save.
-The real network is flat and without noise; `bench_simulated_network.py` measures the physics.
+the streams; a grant of several slots is one message in both), but its handlers only forward, and its blocks are GNU
+Radio's own: `blocks/lean.py` says what ours save. The real network is flat and without noise;
+`bench_simulated_network.py` measures the physics.
 Both run as the real flowgraph does, pinned and with its scheduling policy, alternately, in one process. The rate counts
 from the release of the first slot to the end of the last; CPU is that of the process meanwhile, bare and real.
 """
@@ -59,6 +60,15 @@ class bare(gr.basic_block):
         self.message_port_pub(pmt.intern("up"), message)
 
 
+class bare_role(bare):
+    """Forwards a grant of n slots once to `aside`, and as n messages to `out`."""
+
+    def forward(self, message):
+        self.message_port_pub(pmt.intern("aside"), message)
+        for _ in range(pmt.to_long(message)):
+            self.message_port_pub(pmt.intern("out"), message)
+
+
 class bare_network(gr.basic_block):
     """Forwards what comes from each transmitter to its node's receiver."""
 
@@ -94,9 +104,8 @@ class bare_scheduler(gr.basic_block):
         self.done = threading.Event()
 
     def release(self, count):
-        for _ in range(count):
-            self.sent += 1
-            self.message_port_pub(pmt.intern("out"), pmt.from_long(self.sent))
+        self.sent += count
+        self.message_port_pub(pmt.intern("out"), pmt.from_long(count))
 
     def start(self):
         self.begin = now()
@@ -119,7 +128,7 @@ def bare_times(window, total):
     network = bare_network()
     blocks = [scheduler, network]
     for node in range(NODES):
-        role, transmitter, receiver = bare(), bare(), bare()
+        role, transmitter, receiver = bare_role(), bare(), bare()
         tb.msg_connect(scheduler, "out", role, "in")
         tb.msg_connect(role, "aside", receiver, "back")
         tb.msg_connect(role, "out", transmitter, "in")
