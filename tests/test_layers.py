@@ -16,6 +16,7 @@ MODULES = sorted(path.relative_to(SOURCES) for path in SOURCES.rglob("*.py"))
 # "" is the package's own __init__, which everything may ask for the version.
 TESTBED = {"testbed", "testbed_yaml", "testbed_checks"}
 FILES = {"records", *TESTBED}
+PLOTTING = {"core", "plotting_style", "plotting_synchronization"}
 LAYERS = {
     "core": ({"core"}, {"numpy", "scipy"}),
     "simulation": ({"simulation", "core.waveforms"}, {"numpy", "scipy"}),
@@ -24,7 +25,9 @@ LAYERS = {
     "testbed_yaml": (set(), {"yaml"}),
     "testbed_checks": (TESTBED, {"jsonschema"}),
     "records": (TESTBED, {"numpy", "h5py"}),
-    "plotting": ({"core"}, {"numpy", "matplotlib"}),
+    "plotting": (PLOTTING, {"numpy", "matplotlib"}),
+    "plotting_style": (set(), {"numpy", "matplotlib"}),
+    "plotting_synchronization": ({"plotting_style"}, {"numpy", "matplotlib"}),
     "experiments": ({"experiments", "core", "simulation", "protocols", "plotting", "records"},
                     {"numpy", "scipy", "dask", "distributed"}),
     "assembly": ({"core", "simulation", "protocols"} | FILES, {"numpy"}),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Arrays in, matplotlib figures out: the only module that imports matplotlib.
+"""Arrays in, matplotlib figures out: with the modules it is made of, the only one that imports matplotlib.
 
 Every function returns a `matplotlib.figure.Figure` that belongs to the caller: no global state, no window, usable
 without a display and from any thread.
@@ -8,13 +8,24 @@ without a display and from any thread.
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-# Okabe-Ito: told apart by readers with any colour vision, and in grey.
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+from .plotting_style import COLOURS, MARKERS, new_figure, set_title
+from .plotting_synchronization import curve_families, evolution
+
+__all__ = [
+    "COLOURS",
+    "MARKERS",
+    "coefficients",
+    "curve_families",
+    "error_curves",
+    "evolution",
+    "gain_bars",
+    "pair_snr",
+    "run_figures",
+]
+
 # 95 % of a normal distribution.
 _TWO_SIDED_95 = 1.959964
 
@@ -28,7 +39,7 @@ def error_curves(summary: Mapping) -> Figure:
         `title`, `caption`, `x_label`, `y_label`, `x` (n,), `curves`: list of mappings `label`, `mean`, `low`, `high`
         (n,), `dashed`: list of mappings `label`, `values` (n,).
     """
-    figure, axes = _figure(6.4, 4.6)
+    figure, axes = new_figure(6.4, 4.6)
     x = np.asarray(summary["x"], np.float64)
     lowest = min(np.min(np.asarray(curve["mean"], np.float64)) for curve in summary["curves"])
     for index, curve in enumerate(summary["curves"]):
@@ -51,7 +62,7 @@ def error_curves(summary: Mapping) -> Figure:
     axes.grid(True, which="major", color="#dddddd", linewidth=0.7)
     axes.grid(True, which="minor", axis="y", color="#efefef", linewidth=0.5)
     axes.legend(frameon=True, framealpha=0.95, edgecolor="none", fontsize=8.5).set_zorder(4)
-    _title(axes, summary["title"], summary["caption"])
+    set_title(axes, summary["title"], summary["caption"])
     return figure
 
 
@@ -101,11 +112,11 @@ def coefficients(before, after, truth=None, *, labels: Sequence[str], phase_std_
     bars = None
     if phase_std_rad is not None:
         bars = _TWO_SIDED_95 * np.rad2deg(_row("phase_std_rad", phase_std_rad, labels, float))
-    figure, (plane, left) = _figure(9.6, 4.6, columns=2, widths=(1, 1.25))
+    figure, (plane, left) = new_figure(9.6, 4.6, columns=2, widths=(1, 1.25))
     _phasors(plane, before, truth, labels)
     _residual_phases(left, np.rad2deg(np.angle(after)), bars, labels)
     caption = f"before, the phases spread over {_phase_spread_deg(before):.0f} degrees"
-    _title(left, "After: phase left per port", caption + ("" if bars is None else "; bars: predicted 95 %"))
+    set_title(left, "After: phase left per port", caption + ("" if bars is None else "; bars: predicted 95 %"))
     return figure
 
 
@@ -130,7 +141,7 @@ def _phasors(axes, values: np.ndarray, truth: np.ndarray | None, labels: Sequenc
     axes.grid(True, color="#eeeeee", linewidth=0.7)
     if few or truth is not None:
         axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    _title(axes, "Before: coefficients as found", f"{len(labels)} ports")
+    set_title(axes, "Before: coefficients as found", f"{len(labels)} ports")
 
 
 def _residual_phases(axes, phase_deg: np.ndarray, bars: np.ndarray | None, labels: Sequence[str]) -> None:
@@ -176,7 +187,7 @@ def gain_bars(report: Mapping) -> Figure:
     if alone is None and report.get("best_single_node_db") is not None:
         alone = {"best node": report["best_single_node_db"]}
     bars += [(f"{name}\nalone", value, None, "#9a9a9a") for name, value in (alone or {}).items()]
-    figure, axes = _figure(max(4.8, 1.6 + 0.75 * len(bars)), 4.2)
+    figure, axes = new_figure(max(4.8, 1.6 + 0.75 * len(bars)), 4.2)
     ideal = report["ideal_gain_db"]
     reached = [ideal, 0.0]
     for place, (_, value, std, colour) in enumerate(bars):
@@ -195,7 +206,7 @@ def gain_bars(report: Mapping) -> Figure:
     axes.set_xticks(range(len(bars)), [label for label, *_ in bars], fontsize=9)
     axes.set_ylabel("gain over random node phases [dB]")
     axes.legend(frameon=False, fontsize=9, loc="upper right")
-    _title(axes, "Received power, equal total transmit power", "error bars: 95 % interval of the mean")
+    set_title(axes, "Received power, equal total transmit power", "error bars: 95 % interval of the mean")
     return figure
 
 
@@ -216,7 +227,7 @@ def pair_snr(snr_db, labels: Sequence[str]) -> Figure:
     known = np.isfinite(values)
     values[~known] = np.nan
     size = 1.6 + 0.62 * min(max(len(labels), 3), 14)
-    figure, axes = _figure(size + 1.6, size + 0.9)
+    figure, axes = new_figure(size + 1.6, size + 0.9)
     low, high = (np.min(values[known]), np.max(values[known])) if known.any() else (0.0, 1.0)
     if high - low < 1:
         low, high = low - 0.5, high + 0.5
@@ -232,26 +243,9 @@ def pair_snr(snr_db, labels: Sequence[str]) -> Figure:
     axes.set(xlabel="transmitting port", ylabel="receiving port")
     figure.colorbar(image, ax=axes, fraction=0.046, pad=0.04, label="SNR [dB]")
     missing = int(np.count_nonzero(~known)) - len(labels)
-    _title(axes, "SNR of each pair", f"{missing} of {len(labels) * (len(labels) - 1)} not measured" if missing else "")
+    of = len(labels) * (len(labels) - 1)
+    set_title(axes, "SNR of each pair", f"{missing} of {of} not measured" if missing else "")
     return figure
-
-
-def _figure(width: float, height: float, *, columns: int = 1, widths: Sequence[float] = (1,)):
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, columns, gridspec_kw={"width_ratios": widths})
-    for each in np.atleast_1d(axes):
-        each.spines[["top", "right"]].set_visible(False)
-        each.tick_params(labelsize=9)
-    return figure, axes
-
-
-def _title(axes, title: str, caption: str) -> None:
-    axes.set_title(title, fontsize=10.5, loc="left", pad=20 if caption else 6)
-    if caption:
-        axes.annotate(caption, (0, 1), (0, 6), xycoords="axes fraction", textcoords="offset points", fontsize=8.5,
-                      color="#505050", va="bottom", annotation_clip=False)
 
 
 def _name_ticks(axis, labels: Sequence[str]) -> None:
