@@ -176,3 +176,53 @@ def test_idle_samples_come_before_a_lock_step_repeat_and_after_a_phase():
     machine.produced(Product("phase0", {}))
     machine.product_acknowledged("a", "phase0")
     assert machine.product_acknowledged("b", "phase0")[0].grants[0].start == 314
+
+
+def cycled(paced=()):
+    """A schedule with a first phase "start" and a cycle of "a" and "b", one slot each."""
+    def slot():
+        return Slot(0, "sweep", ("ap1",), (0,))
+
+    return build_schedule(("ap1",), 100, [("start", 1, [slot()])], [("a", 1, [slot()]), ("b", 1, [slot()])], paced)
+
+
+def walk(machine, schedule, pace=None, fail=()):
+    """Let a machine run without a hitch except for the attempts in `fail`; returns its grants and its end."""
+    actions, grants = machine.ready("ap1", schedule.hash), []
+    while not isinstance(actions[-1], Finished):
+        match actions[-1]:
+            case Release(released):
+                (grant,) = released
+                grants.append(grant)
+                status = "lost" if (grant.slot, grant.attempt) in fail else "ok"
+                actions = machine.acknowledge("ap1", grant.slot, grant.attempt, status)
+            case PhaseDone(phase, _):
+                actions = machine.produced(Product(phase, {}, pace_samples=pace))
+            case Publish(product):
+                actions = machine.product_acknowledged("ap1", product.phase)
+    return grants, actions[-1].error
+
+
+def test_a_cycle_is_repeated_until_its_time_is_over_and_every_attempt_has_its_own_name():
+    schedule = cycled()
+    grants, error = walk(SlotScheduler(schedule, until_sample=450), schedule)
+    assert error is None
+    assert [grant.slot for grant in grants] == [0, 1, 2, 1, 2]
+    assert [grant.start for grant in grants] == [0, 100, 200, 300, 400]
+    assert len({(grant.slot, grant.attempt) for grant in grants}) == len(grants)
+
+
+def test_a_paced_phase_begins_the_pace_after_the_one_before_it():
+    schedule = cycled(paced=(1,))
+    grants, _ = walk(SlotScheduler(schedule, until_sample=1500), schedule, pace=1000)
+    assert [grant.start for grant in grants] == [0, 100, 1100, 1200, 2200]
+
+
+def test_each_cycle_has_all_its_attempts():
+    schedule = cycled()
+    machine = SlotScheduler(schedule, max_attempts=2, until_sample=600)
+    grants, error = walk(machine, schedule, fail={(1, 0), (1, 2)})
+    assert error is None
+    assert [(grant.slot, grant.attempt) for grant in grants] == [(0, 0), (1, 0), (1, 1), (2, 0), (1, 2), (1, 3), (2, 1)]
+    _, error = walk(SlotScheduler(schedule, max_attempts=2, until_sample=600), schedule, fail={(1, 1), (1, 2)})
+    assert "slot 1" in error and "2 attempts" in error

@@ -11,7 +11,8 @@ begin    run, epoch, hash                                    hold this schedule 
 grant    run, epoch, grants                                  attempts at slots: s64vector (slot, attempt, start) ...
 query    run, epoch                                          answer `alive`
 phase    run, epoch, phase, grants                           the phase is complete: publish its results
-product  run, epoch, phase, trusted, reasons, values         what a phase produced: answer `taken`
+product  run, epoch, phase, trusted, reasons, values;        what a phase produced: answer `taken`
+         pace_samples where it sets one
 end      run, epoch, error                                   the run is over; error is empty where it succeeded
 ready    run, epoch, node, hash
 ack      run, epoch, node, slot, attempt, status             status: ok, or what went wrong
@@ -176,6 +177,8 @@ def ack(message) -> tuple[int, str, int, int, str]:
 
 def product_to_pmt(product: Product, **fields):
     """`product` message."""
+    if product.pace_samples is not None:
+        fields["pace_samples"] = product.pace_samples
     return encode("product", phase=product.phase, trusted=product.trusted, reasons=product.reasons,
                   values=product.values, **fields)
 
@@ -183,7 +186,8 @@ def product_to_pmt(product: Product, **fields):
 def product(message) -> Product:
     """Content of a `product` message."""
     phase, values, trusted, reasons = (get(message, key) for key in ("phase", "values", "trusted", "reasons"))
-    return Product(phase, values, trusted, reasons)
+    pace = get(message, "pace_samples") if pmt.dict_has_key(message, pmt.intern("pace_samples")) else None
+    return Product(phase, values, trusted, reasons, pace)
 
 
 @dataclass(frozen=True, slots=True)

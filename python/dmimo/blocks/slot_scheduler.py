@@ -36,17 +36,19 @@ class slot_scheduler(lean_message_block):
         How often to walk through the schedule; 0: until the flowgraph is stopped.
     pause_samples : int
         Idle samples between runs.
+    until_sample : int
+        Absolute sample up to which the cycle of the schedule, if it has one, is begun again.
     """
 
     def __init__(self, schedule: Schedule, max_attempts: int = 3, watchdog_s: float = 20.0, epoch: int = 0,
-                 guard_samples: int = 0, runs: int = 1, pause_samples: int = 0):
+                 guard_samples: int = 0, runs: int = 1, pause_samples: int = 0, until_sample: int = 0):
         lean_message_block.__init__(self, "slot_scheduler")
         if not watchdog_s > 0:
             raise ValueError(f"watchdog_s = {watchdog_s}: must be positive")
         self._schedule = schedule
         if runs < 0 or pause_samples < 0:
             raise ValueError(f"runs = {runs}, pause_samples = {pause_samples}: must not be negative")
-        self._options = {"max_attempts": max_attempts, "guard_samples": guard_samples}
+        self._options = {"max_attempts": max_attempts, "guard_samples": guard_samples, "until_sample": until_sample}
         self._runs, self._pause_samples = runs, pause_samples
         self._epoch = epoch
         self._prepare(0, 0)

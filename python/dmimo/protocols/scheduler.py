@@ -66,22 +66,28 @@ class SlotScheduler:
         Absolute sample of the first slot.
     guard_samples : int
         Idle samples after a phase, and before a lock-step slot is repeated.
+    until_sample : int
+        Absolute sample up to which the schedule's cycle is begun again; the phases are walked through at least once.
 
     Every event method returns the actions to carry out, in order. After `Finished` all events are ignored.
     """
 
-    def __init__(self, schedule: Schedule, *, max_attempts: int = 3, first_start: int = 0, guard_samples: int = 0):
+    def __init__(self, schedule: Schedule, *, max_attempts: int = 3, first_start: int = 0, guard_samples: int = 0,
+                 until_sample: int = 0):
         if max_attempts < 1:
             raise ValueError(f"max_attempts = {max_attempts}: must be at least 1")
         self._schedule = schedule
         self._max_attempts = max_attempts
         self._guard = guard_samples
-        self._next_start = first_start
+        self._until = until_sample
+        self._pace = 0
+        self._phase_start = self._next_start = first_start
         self._phase_index = -1
         self._queue: list[int] = []
         self._retries: list[int] = []
         self._pending: dict[int, _Pending] = {}
         self._attempts: dict[int, int] = {}
+        self._tries: dict[int, int] = {}
         self._done: dict[int, Grant] = {}
         self._waiting_ready = set(schedule.nodes)
         self._product: Product | None = None
@@ -133,6 +139,8 @@ class SlotScheduler:
         if not product.trusted:
             return self._finish(f"phase {product.phase}: not trusted: " + "; ".join(product.reasons))
         self._product = product
+        if product.pace_samples is not None:
+            self._pace = product.pace_samples
         self._waiting_product = set(self._schedule.nodes)
         return [Publish(product)]
 
@@ -178,7 +186,7 @@ class SlotScheduler:
 
     def _retry(self, slot: int, failures: dict[str, str]) -> list[Action]:
         """Queue another attempt; the actions are empty unless there were too many."""
-        if self._attempts[slot] + 1 >= self._max_attempts:
+        if self._tries[slot] >= self._max_attempts:
             what = ", ".join(f"node {node}: {status}" for node, status in sorted(failures.items()))
             return self._finish(f"slot {slot} ({self._purpose(slot)}) failed in {self._max_attempts} attempts: {what}")
         if self.phase.window == 1:
@@ -203,8 +211,9 @@ class SlotScheduler:
         return [Release(tuple(self._grant(self._queue.pop(0)) for _ in range(min(room, len(self._queue)))))]
 
     def _grant(self, slot: int) -> Grant:
-        attempt = self._attempts.get(slot, -1) + 1
-        self._attempts[slot] = attempt
+        # Attempts are counted through all cycles, so that each has its own name; tries begin anew with the phase.
+        attempt = self._attempts[slot] = self._attempts.get(slot, -1) + 1
+        self._tries[slot] = self._tries.get(slot, 0) + 1
         grant = Grant(slot, attempt, self._next_start)
         self._next_start += self._schedule.slot_samples
         self.end_sample = self._next_start
@@ -216,7 +225,13 @@ class SlotScheduler:
         self._product = None
         self._phase_index += 1
         if self._phase_index == len(self._schedule.phases):
-            return self._finish(None)
+            if self._schedule.cycle == 0 or self._next_start >= self._until:
+                return self._finish(None)
+            self._phase_index -= self._schedule.cycle
+        if self.phase.paced:
+            self._next_start = max(self._next_start, self._phase_start + self._pace)
+        self._phase_start = self._next_start
+        self._tries.clear()
         self._queue = list(self.phase.slots)
         return self._advance()
 

@@ -47,12 +47,16 @@ class Slot:
 
 @dataclass(frozen=True)
 class Phase:
-    """A run of consecutive slots that ends at a barrier; `window` slots are in flight (1: lock-step)."""
+    """A run of consecutive slots that ends at a barrier; `window` slots are in flight (1: lock-step).
+
+    A `paced` phase begins no earlier than the pace that a product has set after the phase before it began.
+    """
 
     name: str
     first: int
     count: int
     window: int
+    paced: bool = False
 
     @property
     def slots(self) -> range:
@@ -62,18 +66,20 @@ class Phase:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The slots of a run, by phase.
+    """The slots of a run, by phase; the last `cycle` phases are repeated for as long as the scheduler is told.
 
     Raises
     ------
     ValueError
-        If phases do not cover the slots in order, a slot's index is not its position, or a slot names an unknown node.
+        If phases do not cover the slots in order, a slot's index is not its position, a slot names an unknown node, or
+        there are fewer phases than `cycle`.
     """
 
     nodes: tuple[str, ...]
     slot_samples: int
     slots: tuple[Slot, ...]
     phases: tuple[Phase, ...] = field(default=())
+    cycle: int = 0
 
     def __post_init__(self):
         if self.slot_samples < 1:
@@ -92,6 +98,8 @@ class Schedule:
         for phase in self.phases:
             if phase.window < 1 or phase.count < 1:
                 raise ValueError(f"phase {phase.name}: window = {phase.window}, count = {phase.count}: at least 1 each")
+        if not 0 <= self.cycle <= len(self.phases):
+            raise ValueError(f"cycle = {self.cycle}: must lie in 0 ... number of phases = {len(self.phases)}")
 
     @cached_property
     def hash(self) -> str:
@@ -111,15 +119,19 @@ class Schedule:
 
 
 def build_schedule(
-    nodes: Sequence[str], slot_samples: int, phases: Sequence[tuple[str, int, Sequence[Slot]]]
+    nodes: Sequence[str], slot_samples: int, phases: Sequence[tuple[str, int, Sequence[Slot]]],
+    repeated: Sequence[tuple[str, int, Sequence[Slot]]] = (), paced: Sequence[int] = (),
 ) -> Schedule:
-    """Schedule of consecutive phases, each given as (name, window, slots); slots are renumbered by position."""
+    """Schedule of consecutive phases, each given as (name, window, slots); slots are renumbered by position.
+
+    Those in `repeated` follow and form the cycle; `paced` are the positions, among them, of paced phases.
+    """
     slots: list[Slot] = []
     spans = []
-    for name, window, members in phases:
-        spans.append(Phase(name, len(slots), len(members), window))
+    for position, (name, window, members) in enumerate([*phases, *repeated], -len(phases)):
+        spans.append(Phase(name, len(slots), len(members), window, position in paced))
         slots += [Slot(len(slots) + k, s.purpose, s.transmitters, s.beams, s.variant) for k, s in enumerate(members)]
-    return Schedule(tuple(nodes), slot_samples, tuple(slots), tuple(spans))
+    return Schedule(tuple(nodes), slot_samples, tuple(slots), tuple(spans), len(repeated))
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +148,14 @@ class Product:
     """What a phase produced, for every node to acknowledge by its `phase`.
 
     `values` holds arrays, numbers and strings. A product that is not trusted is never applied: it ends the run with
-    its `reasons`.
+    its `reasons`. `pace_samples` sets how far apart paced phases begin from now on.
     """
 
     phase: str
     values: Mapping[str, object]
     trusted: bool = True
     reasons: tuple[str, ...] = ()
+    pace_samples: int | None = None
 
 
 class Role(Protocol):
