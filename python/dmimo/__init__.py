@@ -16,6 +16,8 @@ _BLOCKS = (
     "burst_transmitter",
     "calibrator",
     "channel_estimator",
+    "conjugate_return",
+    "frequency_corrector",
     "node",
     "pilot_source",
     "precoder",
