@@ -54,6 +54,26 @@ def test_pair_gain_works_in_either_order_and_blocked_pairs_are_silent(model):
 
 
 @pytest.mark.parametrize("model", [Rayleigh, Geometric])
+def test_coupling_is_reciprocal_of_the_stated_gain_and_belongs_to_its_node(model):
+    site = Site("a", 5, 3)
+    k = model(seed=1, coupling_db=-15.0).coupling(site)
+    assert np.array_equal(k, k.T)
+    assert not np.any(np.diag(k))
+    np.testing.assert_allclose(np.abs(k[np.triu_indices(5, 1)]) ** 2, 10**-1.5, rtol=1e-12)
+    others = [model(seed=s, coupling_db=-15.0).coupling(Site(name, 5)) for s, name in ((1, "b"), (2, "a"))]
+    assert len({h[0, 1] for h in (k, *others)}) == 3
+    assert model(seed=1).coupling(site) is None
+    assert np.array_equal(model(seed=1, coupling_db=-15.0).paths(A, B, SAMP_RATE).gains,
+                          model(seed=1).paths(A, B, SAMP_RATE).gains)
+
+
+@pytest.mark.parametrize("coupling_db", [np.inf, np.nan])
+def test_coupling_must_be_finite(coupling_db):
+    with pytest.raises(ValueError, match="coupling_db"):
+        Rayleigh(seed=1, coupling_db=coupling_db)
+
+
+@pytest.mark.parametrize("model", [Rayleigh, Geometric])
 def test_the_first_delay_is_the_distance_over_the_speed_of_light(model):
     assert model(seed=1, delays=True).paths(A, B, SAMP_RATE).delays_samples[0] == pytest.approx(
         300 / SPEED_OF_LIGHT_M_S * SAMP_RATE

@@ -22,13 +22,13 @@ def beam_gains(paths: Paths, panel_a: Panel, panel_b: Panel) -> np.ndarray:
 class Channel:
     """Port-to-port channel r w_i^T H_ij w_j t, flat or with memory, for every choice of beams.
 
-    A node does not hear itself (its ports are half duplex): the diagonal blocks are zero. Coupling between the ports of
-    a node would enter there.
+    A node does not hear itself: the diagonal blocks are zero, unless its ports are coupled. A port never does.
 
     Parameters
     ----------
     panels, num_ports : per node.
     paths : paths[i][j] for nodes i < j, the antenna-domain channel.
+    couplings : per node, the matrix between its ports (num_ports, num_ports), the same for all beams; None: zero.
     extra_delay : (M, M) samples, added to every path from node j (column) to node i (row); may be negative.
     tx_gains, rx_gains : complex (P,), per port.
     block_samples : samples per block B.
@@ -39,6 +39,7 @@ class Channel:
         panels: Sequence[Panel],
         num_ports: Sequence[int],
         paths: dict[tuple[int, int], Paths],
+        couplings: Sequence[np.ndarray | None],
         extra_delay: np.ndarray,
         tx_gains: np.ndarray,
         rx_gains: np.ndarray,
@@ -55,6 +56,10 @@ class Channel:
             for rx, tx in ((i, j), (j, i)):
                 present[rx, tx, : len(pair.delays_samples)] = True
                 delays[rx, tx, : len(pair.delays_samples)] = pair.delays_samples + extra_delay[rx, tx]
+        for i, coupling in enumerate(couplings):
+            if coupling is not None:
+                present[i, i, 0], delays[i, i, 0] = True, extra_delay[i, i]
+        self._couplings = [np.zeros((n, n)) if c is None else c for n, c in zip(num_ports, couplings, strict=True)]
         delays[~present] = 0.0
         self.latency_samples = filter_latency(delays)
         self.num_taps = 1
@@ -80,7 +85,14 @@ class Channel:
             _, beams_i, _, beams_j, depth = gains.shape
             table[at_i, :beams_i, at_j, :beams_j, :depth] = gains
             table[at_j, :beams_j, at_i, :beams_i, :depth] = gains.transpose(2, 3, 0, 1, 4)
+        for i, coupling in enumerate(self._couplings):
+            at, beams_i = slice(first[i], first[i + 1]), panels[i].num_beams
+            table[at, :beams_i, at, :beams_i, 0] = coupling[:, None, :, None]
         return table
+
+    def coupling(self, node: int) -> np.ndarray:
+        """Return the coupling between the ports of a node, (num_ports, num_ports), without its gains t and r."""
+        return self._couplings[node]
 
     @property
     def has_memory(self) -> bool:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Fractional delays by short windowed-sinc filters: of a path (constant), of a sample clock (changing)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -68,26 +68,37 @@ class ClockStage:
 
     Parameters
     ----------
-    delays : node name -> delay(sample) [samples], beyond the stage's latency.
+    delays : per node, delay(sample, shift) [samples] beyond the stage's latency; at least HALF_WIDTH - latency.
+    check : check(node, delay, sample), raises where a delay is not allowed.
     rows : which ports are each node's, in the same order.
     max_samples, block_samples : the most that `run` is asked for, and the grid.
-    latency : constant delay of the stage; the nodes' may go from HALF_WIDTH - latency to latency - HALF_WIDTH.
+    latency : constant delay of the stage.
+    greatest : the greatest delay that `check` allows [samples].
     lag : how much older than its index a sample is that leaves the stage.
+    masked : whether a shift belongs to the samples that enter the stage (in transmission), not to those that leave it.
+
+    Attributes
+    ----------
+    past : number of earlier samples that what leaves depends on.
     """
 
     def __init__(
         self,
-        delays: Mapping[str, Callable[[float], float]],
+        delays: Sequence[Callable[[float, int], float]],
+        check: Callable[[int, float, float], None],
         rows: Sequence[slice],
         max_samples: int,
         block_samples: int,
-        latency: int,
         *,
+        latency: int,
+        greatest: float,
         lag: int,
+        masked: bool,
     ):
-        self._delays, self._rows, self._latency, self._lag = delays, rows, latency, lag
-        self._block, self._past = block_samples, 2 * (latency + HALF_WIDTH)
-        self._buffer = np.zeros((rows[-1].stop, self._past + max_samples), dtype=np.complex64)
+        self._delays, self._check, self._rows, self._latency, self._lag = delays, check, rows, latency, lag
+        self._block, self._masked = block_samples, masked
+        self.past = latency + int(np.ceil(greatest)) + 2 * HALF_WIDTH
+        self._buffer = np.zeros((rows[-1].stop, self.past + max_samples), dtype=np.complex64)
 
     def flush(self) -> None:
         """Forget the past."""
@@ -95,19 +106,54 @@ class ClockStage:
 
     def commit(self, num: int) -> None:
         """Move on by `num` samples."""
-        self._buffer[:, : self._past] = self._buffer[:, num : num + self._past]
+        self._buffer[:, : self.past] = self._buffer[:, num : num + self.past]
 
-    def run(self, x: np.ndarray, start: int) -> None:
-        """Delay x, complex64 (P, whole blocks) from absolute sample `start`, in place."""
-        num, size, reach = x.shape[1], self._block, self._latency - HALF_WIDTH
-        self._buffer[:, self._past : self._past + num] = x
-        for (name, delay), rows in zip(self._delays.items(), self._rows, strict=True):
+    def run(self, x: np.ndarray, start: int, shifts: Sequence[tuple[int, int, np.ndarray]]) -> None:
+        """Delay x, complex64 (P, whole blocks) from absolute sample `start`, in place.
+
+        shifts : (from, to, shift of each node [samples]) stretch by stretch, together without limits.
+        """
+        num, size = x.shape[1], self._block
+        self._buffer[:, self.past : self.past + num] = x
+        for node, rows in enumerate(self._rows):
             for first in range(0, num, size):
-                sample = start + first - self._lag
-                early, late = delay(sample), delay(sample + size)
-                if max(abs(early), abs(late)) > reach:
-                    raise ValueError(
-                        f"the clock of node {name} is {late:.2f} samples away at sample {sample}; reach_samples={reach}"
-                    )
-                window = self._buffer[rows, first : first + self._past + size]
-                x[rows, first : first + size] = shift_slowly(window, self._latency + early, self._latency + late, size)
+                window = self._buffer[rows, first : first + self.past + size]
+                out = x[rows, first : first + size]
+                if len(shifts) == 1:
+                    delays = self._ends(node, start + first, int(shifts[0][2][node]))
+                    out[:] = shift_slowly(window, *delays, size)
+                elif self._masked:
+                    self._sum_entering(node, start + first, shifts, window, out)
+                else:
+                    self._choose_leaving(node, start + first, shifts, window, out)
+
+    def _ends(self, node: int, index: int, shift: int) -> tuple[float, float]:
+        """Return the delays at the beginning and the end of the block that leaves at `index`, latency included."""
+        samples = index - self._lag, index - self._lag + self._block
+        ends = [self._delays[node](sample, shift) for sample in samples]
+        for delay, sample in zip(ends, samples, strict=True):
+            self._check(node, delay, sample)
+        return self._latency + ends[0], self._latency + ends[1]
+
+    def _sum_entering(self, node: int, index: int, shifts, window: np.ndarray, out: np.ndarray) -> None:
+        """Write the sum of what has entered under each shift."""
+        out[:] = 0
+        oldest = index - self.past  # the window's first sample
+        for begin, end, shift in shifts:
+            delay = self._latency + self._delays[node](index - self._lag, int(shift[node]))
+            last = index + self._block - delay + HALF_WIDTH + 1
+            if end <= index - delay - HALF_WIDTH - 1 or begin >= last:
+                continue
+            ends = self._ends(node, index, int(shift[node]))
+            part = np.zeros_like(window)
+            a, b = max(begin - oldest, 0), min(max(end - oldest, 0), window.shape[1])
+            part[:, a:b] = window[:, a:b]
+            out += shift_slowly(part, *ends, self._block)
+
+    def _choose_leaving(self, node: int, index: int, shifts, window: np.ndarray, out: np.ndarray) -> None:
+        """Write what leaves, each sample under its own shift."""
+        for begin, end, shift in shifts:
+            a, b = max(begin + self._lag - index, 0), min(end + self._lag - index, self._block)
+            if a < b:
+                ends = self._ends(node, index, int(shift[node]))
+                out[:, a:b] = shift_slowly(window, *ends, self._block)[:, a:b]

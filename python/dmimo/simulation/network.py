@@ -7,18 +7,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from .channel import Channel
-from .delays import HALF_WIDTH, ClockStage
+from .clocks import NodeClocks
 from .faults import Fault, FaultInjector
 from .hardware import amplify, quantise
 from .node import SimulatedNode
 from .noise import GRID, ReceiverNoise
 from .oscillators import OscillatorBank
 from .propagation import Propagation, Site
+from .timeline import Timeline
 
 __all__ = ["Network", "SimulatedNode"]
 
+Rows = np.ndarray | Sequence[np.ndarray]
 _CHUNK_BLOCKS = 8  # blocks per pass: few enough for the cache, enough to outweigh the calls
-_NEVER = 1 << 62
 
 
 class Network:
@@ -31,7 +32,8 @@ class Network:
 
     with the amplifier f, the synthesizer phases within t and r, h_qp = b_q^T H_ij b_p for the beams b of the two panels
     (H_ji = H_ij^T), and noise w; the converter acts last. The latency only delays what is returned: samples n
-    of x and of y + latency belong to the same instant, for oscillators and beams alike.
+    of x and of y + latency belong to the same instant, for oscillators and beams alike. A node with a clock of its own
+    sends its samples later and receives earlier indices, by the offset of `Clock.offset`.
 
     All arithmetic runs on blocks of `block_samples` anchored at absolute sample 0, and everything random is a function
     of absolute position: results depend neither on how the samples are cut into calls nor on what was asked before.
@@ -74,9 +76,10 @@ class Network:
         self._ports_per_node = [node.num_ports for node in self.nodes]
         self._num_beams = np.repeat([node.panel.num_beams for node in self.nodes], self._ports_per_node)
         self._draw_channel(propagation)
-        self._rated = any(node.clock.rate != 1.0 for node in self.nodes)
-        self._clock_latency = HALF_WIDTH + max(n.clock.reach_samples for n in self.nodes) if self._rated else 0
-        self.latency_samples = self.channel.latency_samples + 2 * self._clock_latency
+        sizes = (self._slices, _CHUNK_BLOCKS * block_samples, block_samples, self.channel.latency_samples)
+        self._clocks = NodeClocks({node.name: node.clock for node in self.nodes}, *sizes)
+        self.latency_samples = self._clocks.tx_latency + self.channel.latency_samples + self._clocks.rx_latency
+        self._beams = Timeline()
         self._noise = self._make_noise(seed)
         self._faults = FaultInjector(faults, dict(zip(self.names, self._slices, strict=True)))
         self._allocate()
@@ -98,7 +101,7 @@ class Network:
         sites = [Site(n.name, n.num_ports, n.panel.num_antennas, tuple(n.position_m)) for n in nodes]
         pairs = [(i, j) for i in range(len(nodes)) for j in range(i + 1, len(nodes))]
         self._paths = {(i, j): propagation.paths(sites[i], sites[j], self.samp_rate) for i, j in pairs}
-        offset = np.array([node.clock.offset_samples for node in nodes])
+        offset = np.array([node.clock.fixed_offset for node in nodes])
         loop = np.array([node.clock.loop_delay_samples for node in nodes])
         self._tx_gains = np.concatenate([n.tx_gains * np.exp(1j * n.oscillator.tx_phase) for n in nodes])
         self._rx_gains = np.concatenate([n.rx_gains * np.exp(-1j * n.oscillator.rx_phase) for n in nodes])
@@ -106,6 +109,7 @@ class Network:
             [n.panel for n in nodes],
             self._ports_per_node,
             self._paths,
+            [propagation.coupling(site) for site in sites],
             (offset + loop)[None, :] - offset[:, None],
             self._tx_gains,
             self._rx_gains,
@@ -132,20 +136,11 @@ class Network:
             self._turn = np.ones((len(self.nodes), self.latency_samples + num), dtype=np.complex64)
             # The conjugate may go in place if it leaves no past to spoil.
             self._back = self._turn if self.latency_samples == 0 else np.empty_like(self._turn)
-        if self._rated:
-            clocks = {node.name: node.clock for node in self.nodes}
-            sizes = (self._slices, num, self.block_samples, self._clock_latency)
-            self._tx_clocks = ClockStage(
-                {name: clock.tx_delay for name, clock in clocks.items()}, *sizes, lag=self._clock_latency
-            )
-            self._rx_clocks = ClockStage(
-                {name: clock.rx_delay for name, clock in clocks.items()}, *sizes, lag=self.latency_samples
-            )
 
     @property
     def has_memory(self) -> bool:
         """Return whether what is received depends on earlier samples, so that blocks must be whole."""
-        return self.channel.has_memory or self._rated
+        return self.channel.has_memory or self._clocks.is_active
 
     @property
     def backlog_samples(self) -> int:
@@ -166,10 +161,8 @@ class Network:
         self._s[:, : self._past] = 0
         if self._moving:
             self._turn[:, : self.latency_samples] = 1  # turns silence, but its rounding errors must not tell the past
-        if self._rated:
-            self._tx_clocks.flush()
-            self._rx_clocks.flush()
-        self._segments: list[tuple[int, np.ndarray]] = []
+        self._clocks.flush()
+        self._beams.begin()
 
     # -- samples ------------------------------------------------------------------------------------------------------
 
@@ -181,7 +174,7 @@ class Network:
         return self._faults.begin_slot(start, num)
 
     def process(
-        self, x: np.ndarray | Sequence[np.ndarray], start: int, beams: np.ndarray, *, final: bool
+        self, x: Rows, start: int, beams: np.ndarray, *, final: bool, shifts: Sequence[int] | None = None
     ) -> np.ndarray:
         """Return what all ports receive, complex64 (P, samples now available).
 
@@ -195,13 +188,15 @@ class Network:
         start : absolute index of the first sample.
         beams : int (P,), beam of each port in these samples, for transmitting and receiving.
         final : whether to return the samples of an incomplete last block too (end of a slot).
+        shifts : one integer per node: it uses its device samples n + shift for samples n from `start` on, when sending
+            and when receiving (those are returned `latency_samples` later). Only adjustable clocks; None: no shifts.
         """
         backlog = self.backlog_samples if start == self._base + self._filled else 0
         out = np.empty((self.num_ports, backlog + len(x[0])), dtype=np.complex64)
-        return out[:, : self.process_into(out, x, start, beams, final=final)]
+        return out[:, : self.process_into(out, x, start, beams, final=final, shifts=shifts)]
 
     def process_into(
-        self, out: Sequence[np.ndarray], x: Sequence[np.ndarray], start: int, beams: np.ndarray, *, final: bool
+        self, out: Rows, x: Rows, start: int, beams: np.ndarray, *, final: bool, shifts: Sequence[int] | None = None
     ) -> int:
         """Do what `process` does, but write to the rows of `out` and return the number of samples written to each.
 
@@ -212,6 +207,7 @@ class Network:
         if start != self._base + self._filled:
             self._flush(start)
         self._switch_beams(start, beams)
+        self._clocks.set_shifts(start, shifts)
         num, size = len(x[0]), self.block_samples
         taken = written = 0
         while True:
@@ -230,7 +226,7 @@ class Network:
             if taken == num:
                 return written
 
-    def _take(self, x: np.ndarray | Sequence[np.ndarray], first: int, count: int) -> None:
+    def _take(self, x: Rows, first: int, count: int) -> None:
         """Append samples first ... first + count - 1 of every row of x to the input buffer."""
         at = self._filled
         for row, samples in zip(self._x, x, strict=True):
@@ -242,14 +238,14 @@ class Network:
         beams = np.asarray(beams, dtype=np.int64)
         if beams.shape != (self.num_ports,):
             raise ValueError(f"beams has shape {beams.shape}, not ({self.num_ports},)")
-        if self._segments and self._segments[-1][1].tobytes() == beams.tobytes():
+        if self._beams.holds(beams):
             return
         # Negative ones are huge as unsigned numbers: one comparison for both limits.
         if (beams.view(np.uint64) >= self._num_beams.view(np.uint64)).any():
             port = int(np.flatnonzero((beams < 0) | (beams >= self._num_beams))[0])
             name = np.repeat(self.names, self._ports_per_node)[port]
             raise ValueError(f"beam {beams[port]} of node {name} must be within 0 ... {self._num_beams[port] - 1}")
-        self._segments.append((start if self._segments else -_NEVER, beams.copy()))
+        self._beams.set(start, beams)
 
     def _compute(self, num: int) -> np.ndarray:
         """Return what is received in the next `num` samples (whole blocks); silence follows what has been taken."""
@@ -257,15 +253,16 @@ class Network:
         if self._moving:
             self._oscillate(num)
         signal = self._transmit(num)
-        if self._rated:
-            self._tx_clocks.run(signal, self._base)
         y = self._y[:, :num]
         self._propagate(signal, y)
-        if self._rated:
-            self._rx_clocks.run(y, self._base)
+        if self._clocks.is_active and not self._clocks.network_time:
+            self._clocks.receive(y, self._base)
         if self._moving:
-            turn = np.conjugate(self._turn[:, :num], out=self._back[:, :num])
+            first = self._clocks.rx_latency if self._clocks.network_time else 0
+            turn = np.conjugate(self._turn[:, first : first + num], out=self._back[:, :num])
             np.multiply(y, self._per_port(turn), out=y)
+        if self._clocks.network_time:
+            self._clocks.receive(y, self._base)
         self._receive(y)
         return y
 
@@ -283,29 +280,32 @@ class Network:
         return turn if len(turn) == self.num_ports else np.repeat(turn, self._ports_per_node, axis=0)
 
     def _transmit(self, num: int) -> np.ndarray:
-        """Return what leaves the mixers, complex64 (P, num), except for the gains t, which are in the channel."""
+        """Return what reaches the antennas, complex64 (P, num), except for the gains t, which are in the channel."""
         x, signal = self._x[:, :num], self._s[:, self._past : self._past + num]
-        if not (self._moving or self._compressed or self._past or self._rated):
+        clocks, network_time = self._clocks, self._clocks.network_time
+        if not (self._moving or self._compressed or self._past or clocks.is_active):
             return x
-        if self._compressed or not self._moving:
+        if self._compressed or network_time or not self._moving:
             signal[:] = x
             x = signal
         for i in self._compressed:
             rows = self._slices[i]
             signal[rows] = amplify(signal[rows], self.nodes[i].compression)
+        if network_time:
+            clocks.transmit(signal, self._base)
         if self._moving:
-            turn = self._turn[:, self.latency_samples : self.latency_samples + num]
-            np.multiply(x, self._per_port(turn), out=signal)
+            first = self.latency_samples - (clocks.tx_latency if network_time else 0)
+            np.multiply(x, self._per_port(self._turn[:, first : first + num]), out=signal)
+        if clocks.is_active and not network_time:
+            clocks.transmit(signal, self._base)
         return signal
 
     def _propagate(self, signal: np.ndarray, y: np.ndarray) -> None:
         """Write the channel's output for `signal` (P, num) to y; receive gains included."""
         channel, num, size = self.channel, signal.shape[1], self.block_samples
-        oldest = self._base - self._past - self.latency_samples
-        while len(self._segments) > 1 and self._segments[1][0] <= oldest:
-            del self._segments[0]
-        if len(self._segments) == 1 and not channel.has_memory:
-            beams = self._segments[0][1]
+        self._beams.settle(self._base - self._past - self.latency_samples)
+        if len(self._beams) == 1 and not channel.has_memory:
+            _, _, beams = next(self._beams.stretches())
             channel.flat(channel.matrix(beams, beams), signal, y)
             return
         for first in range(0, num, size):
@@ -313,8 +313,8 @@ class Network:
             window = signal[:, first : first + size]
             if channel.has_memory:
                 window = self._s[:, first : first + self._past + size]
-            received = list(self._overlaps(start, start + size, self.latency_samples - self._clock_latency))
-            sent = list(self._overlaps(start - self._past, start + size, self._clock_latency))
+            received = list(self._overlaps(start, start + size, self.latency_samples - self._clocks.rx_latency))
+            sent = list(self._overlaps(start - self._past, start + size, self._clocks.tx_latency))
             for a, b, rx_beams in received:
                 total = 0
                 for c, d, tx_beams in sent:
@@ -327,8 +327,7 @@ class Network:
 
     def _overlaps(self, first: int, last: int, delay: int):
         """Yield (from, to, beams) of each stretch of constant beams, `delay` later, relative to sample `first`."""
-        ends = [start for start, _ in self._segments[1:]] + [_NEVER]
-        for (start, beams), end in zip(self._segments, ends, strict=True):
+        for start, end, beams in self._beams.stretches():
             a, b = max(start + delay, first), min(end + delay, last)
             if a < b:
                 yield a - first, b - first, beams
@@ -347,9 +346,8 @@ class Network:
         self._s[:, : self._past] = self._s[:, num : num + self._past]
         if self._moving:
             self._turn[:, : self.latency_samples] = self._turn[:, num : num + self.latency_samples]
-        if self._rated:
-            self._tx_clocks.commit(num)
-            self._rx_clocks.commit(num)
+        if self._clocks.is_active:
+            self._clocks.commit(num, self._base + num)
         rest = self._filled - num
         self._x[:, :rest] = self._x[:, num : self._filled]
         self._base, self._filled, self._emitted = self._base + num, rest, max(0, self._emitted - num)
@@ -366,10 +364,14 @@ class Network:
         c = self._tx_gains / self._rx_gains * np.exp(2j * phase)
         if subcarriers_hz is None:
             return c
-        clocks = [node.clock for node in self.nodes]
-        delay = [2 * (k.offset_samples + k.displacement(sample)) + k.loop_delay_samples for k in clocks]
+        loop = [node.clock.loop_delay_samples for node in self.nodes]
+        delay = [2 * self._clocks.offset(i, sample) + loop[i] for i in range(len(self.nodes))]
         cycles = np.asarray(subcarriers_hz) / self.samp_rate
         return c[:, None] * np.exp(-2j * np.pi * np.multiply.outer(np.repeat(delay, self._ports_per_node), cycles))
+
+    def true_clock_offset(self, name: str, sample: int, shift: int | None = None) -> float:
+        """Return `Clock.offset` of a node [samples] under the shift that was set for `sample`, or under `shift`."""
+        return self._clocks.offset(self._index(name), sample, shift)
 
     def _theta(self, node: int, sample: int) -> float:
         return float(self.nodes[node].oscillator.phase(sample, 1)[0])
@@ -383,18 +385,16 @@ class Network:
         `process`. True delays are in it, `latency_samples` is not.
         """
         i, j = self._index(rx), self._index(tx)
-        if i == j:
-            return np.zeros((self._ports_per_node[i],) * 2 + np.shape(subcarriers_hz), dtype=np.complex128)
-        paths = self._paths[i, j] if i < j else self._paths[j, i].transposed()
         beams, here, there = np.asarray(beams), self._slices[i], self._slices[j]
-        w_rx = self.nodes[i].panel.codebook[:, beams[here]]
-        w_tx = self.nodes[j].panel.codebook[:, beams[there]]
-        gains = np.einsum("paqbk,ap,bq->pqk", paths.gains, w_rx, w_tx)
+        if i == j:
+            gains, delays = self.channel.coupling(i)[..., None].astype(np.complex128), np.zeros(1)
+        else:
+            paths = self._paths[i, j] if i < j else self._paths[j, i].transposed()
+            w_rx = self.nodes[i].panel.codebook[:, beams[here]]
+            w_tx = self.nodes[j].panel.codebook[:, beams[there]]
+            gains, delays = np.einsum("paqbk,ap,bq->pqk", paths.gains, w_rx, w_tx), paths.delays_samples
         gains *= self._rx_gains[here, None, None] * self._tx_gains[there, None]
         gains *= np.exp(1j * (self._theta(j, sample) - self._theta(i, sample)))
-        a, b = self.nodes[i].clock, self.nodes[j].clock
-        late = b.offset_samples + b.displacement(sample) + b.loop_delay_samples
-        late -= a.offset_samples + a.displacement(sample)
+        late = self._clocks.offset(j, sample) + self.nodes[j].clock.loop_delay_samples - self._clocks.offset(i, sample)
         cycles = np.asarray(0.0 if subcarriers_hz is None else subcarriers_hz) / self.samp_rate
-        turns = np.multiply.outer(paths.delays_samples + late, cycles)
-        return np.tensordot(gains, np.exp(-2j * np.pi * turns), axes=1)
+        return np.tensordot(gains, np.exp(-2j * np.pi * np.multiply.outer(delays + late, cycles)), axes=1)

@@ -118,7 +118,8 @@ class Oscillator:
       quantiles of that spectrum. Linear in time within each 256 samples.
     * Phase noise: increments of variance 2 pi linewidth_hz / samp_rate per sample (Lorentzian line of that full width).
 
-    The node's clock is not applied to theta: n counts the node's own samples.
+    The node's clock is not applied to theta: n counts the node's own samples, or network time in a network with a
+    clock that is `adjustable` (the difference shows where a clock is far off).
 
     Parameters
     ----------
@@ -237,13 +238,17 @@ class Clock:
     exp(-2j pi f (2 offset + loop_delay)).
 
     reach_samples : how far a clock with rate != 1 may run away from nominal time, either way, before the network
-        refuses to go on; it costs that much latency.
+        refuses to go on; it costs that much latency. For an adjustable clock, how far beyond both nominal time and
+        `offset_samples`: the offset itself costs latency too.
+    adjustable : whether the node may be told to use other device samples (see `Network.process`): under a shift of s
+        it takes its sample n + s for the network's sample n, so that its offset in effect is s later.
     """
 
     offset_samples: float = 0.0
     rate: float = 1.0
     loop_delay_samples: float = 0.0
     reach_samples: int = 8
+    adjustable: bool = False
 
     def __post_init__(self):
         if not abs(self.rate - 1.0) <= 1e-3:
@@ -255,10 +260,30 @@ class Clock:
         """Return how much later than nominal the node converts its sample `sample` because of its rate [samples]."""
         return sample * (1.0 / self.rate - 1.0)
 
-    def tx_delay(self, sample: float) -> float:
-        """Return by how much what leaves at network time `sample` is older, in the node's samples (rate only)."""
-        return sample * (1.0 - self.rate)
+    @property
+    def fixed_offset(self) -> float:
+        """Return the part of the offset that never changes [samples]; of an adjustable clock there is none."""
+        return 0.0 if self.adjustable else self.offset_samples
 
-    def rx_delay(self, sample: float) -> float:
-        """Return by how much the node's sample `sample` is older than that index in network time (rate only)."""
-        return -self.displacement(sample)
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Return the least and the greatest offset that the network allows, without `fixed_offset` [samples]."""
+        offset = self.offset_samples if self.adjustable else 0.0
+        return min(offset, 0.0) - self.reach_samples, max(offset, 0.0) + self.reach_samples
+
+    def offset(self, sample: float, shift: int = 0) -> float:
+        """Return how much later than nominal the node converts what it takes for sample `sample` [samples]."""
+        return self.offset_samples + shift / self.rate + self.displacement(sample)
+
+    def tx_delay(self, sample: float, shift: int = 0) -> float:
+        """Return by how much what leaves at network time `sample` is older, in the node's samples.
+
+        Without `fixed_offset`, which the network puts into its channel.
+        """
+        if not self.adjustable:
+            return sample * (1.0 - self.rate)
+        return sample * (1.0 - self.rate) + self.offset_samples * self.rate + shift
+
+    def rx_delay(self, sample: float, shift: int = 0) -> float:
+        """Return by how much the node's sample `sample` is older than that index in network time, as `tx_delay`."""
+        return -(self.offset(sample, shift) - self.fixed_offset) if self.adjustable else -self.displacement(sample)

@@ -42,7 +42,7 @@ class Paths(NamedTuple):
 
 
 class Propagation:
-    """What the models share: path gains, blocked pairs, delays from positions, keyed random numbers.
+    """What the models share: path gains, blocked pairs, coupling, delays from positions, keyed random numbers.
 
     Parameters
     ----------
@@ -51,6 +51,7 @@ class Propagation:
     pair_gain_db : extra gain of single pairs, keys "a-b" in either order, both directions alike.
     blocked_pairs : pairs of names that do not hear each other.
     delays : whether waves take distance / c; otherwise everything arrives at once (multipath taps excepted).
+    coupling_db : power gain between any two ports of a node; None: they do not hear each other.
     """
 
     def __init__(
@@ -61,8 +62,11 @@ class Propagation:
         pair_gain_db: Mapping[str, float] | None = None,
         blocked_pairs: Iterable[tuple[str, str]] = (),
         delays: bool = False,
+        coupling_db: float | None = None,
     ):
-        self.seed, self.path_gain_db, self.delays = seed, path_gain_db, delays
+        if coupling_db is not None and not np.isfinite(coupling_db):
+            raise ValueError(f"coupling_db={coupling_db} must be finite, or None for no coupling")
+        self.seed, self.path_gain_db, self.delays, self.coupling_db = seed, path_gain_db, delays, coupling_db
         self.pair_gain_db = dict(pair_gain_db or {})
         self.blocked_pairs = {frozenset(pair) for pair in blocked_pairs}
 
@@ -87,6 +91,20 @@ class Propagation:
         gain_db = self.path_gain_db + sum(self.pair_gain_db.get(key, 0.0) for key in keys)
         gain = 0.0 if frozenset((a.name, b.name)) in self.blocked_pairs else 10.0 ** (gain_db / 20.0)
         return Paths(gain * paths.gains, paths.delays_samples)
+
+    def coupling(self, site: Site) -> np.ndarray | None:
+        """Return the coupling between the ports of a node, complex128 (num_ports, num_ports), None where there is none.
+
+        Symmetric (reciprocal), zero on the diagonal, of constant modulus and random phase: ports couple at a distance
+        of some wavelengths, without fading, before their beams are formed and in no time.
+        """
+        if self.coupling_db is None or site.num_ports == 1:
+            return None
+        rng = np.random.default_rng(seed_words(self.seed, "coupling", site.name))
+        phase = np.triu(rng.uniform(-np.pi, np.pi, (site.num_ports, site.num_ports)), 1)
+        gains = 10.0 ** (self.coupling_db / 20.0) * np.exp(1j * (phase + phase.T))
+        np.fill_diagonal(gains, 0.0)
+        return gains
 
     def _draw(self, rng: np.random.Generator, a: Site, b: Site, samp_rate: float) -> Paths:
         raise NotImplementedError
