@@ -12,11 +12,13 @@ APS = ("a", "b", "c")
 CFO = {"a": 20.0, "b": -45.0, "c": 31.0, "ue": 50.0}
 
 
-def verify(seed=3, *, wrong=1.0, start=50_000, calibrated_at=20_000, random_starts=40, repeats=8, **air_options):
+def verify(seed=3, *, wrong=1.0, start=50_000, calibrated_at=20_000, random_starts=40, repeats=8, options=None,
+           downlink_noise=None, **air_options):
     """Report and ideal of a verification with the true calibration of an earlier time, times `wrong`."""
     air = Air(np.random.default_rng(seed), PORTS, BEAMS, **air_options)
     layout = SlotLayout(256, 8, SoundingSymbol(128, 96, 32), 1, 8)
-    plan = Plan(tuple(PORTS), APS, "ue", PORTS, BEAMS, layout, air.samp_rate, 12, 4, repeats, random_starts, seed)
+    plan = Plan(tuple(PORTS), APS, "ue", PORTS, BEAMS, layout, air.samp_rate, 12, 4, repeats, random_starts, seed,
+                **options or {})
     schedule = build_schedule(tuple(PORTS), 256, plan.phases(8))
     roles = {node: VerificationRole(node, plan) for node in PORTS}
     verifier = Verifier(plan, schedule.slots)
@@ -25,10 +27,12 @@ def verify(seed=3, *, wrong=1.0, start=50_000, calibrated_at=20_000, random_star
         "c": air.c(APS, calibrated_at) * wrong * np.exp(-2j * air.theta("a", calibrated_at)),
         "frequency_hz": frequency, "delay_s": np.zeros(6), "reference_time": calibrated_at}))
     for phase in (TRAINING, UPLINK, DOWNLINK):
+        if phase == DOWNLINK and downlink_noise is not None:
+            air.noise_var = downlink_noise
         grants, results, start = run_phase(air, schedule, phase, roles, start)
         product = verifier.produce(phase, grants, results)
         if not product.trusted:
-            return air, verifier.report or {"reasons": product.reasons}
+            return air, (verifier.report or {}) | {"reasons": product.reasons}
         for role in roles.values():
             role.update(product)
         verifier.update(product)
@@ -97,8 +101,57 @@ def test_ideal_gain_does_not_depend_on_the_calibration_that_is_verified():
 
 
 def test_joint_transmission_far_from_the_ideal_is_not_trusted():
-    _, bad = verify(wrong=np.array([1, 1, 1, 1, -1, -1]))
+    wrong = np.array([1, 1, 1, 1, -1, -1])
+    _, bad = verify(wrong=wrong)
     assert bad["ideal_gain_db"] - bad["coherent_gain_db"] > 1.0
+    assert "calibration does not hold" in bad["reasons"][0]
+    for limit in (100.0, None):
+        _, same = verify(wrong=wrong, options={"max_loss_db": limit})
+        assert "reasons" not in same
+        assert same["coherent_gain_db"] == bad["coherent_gain_db"]
+
+
+def test_report_without_a_limit_keeps_the_doubts():
+    """What would end the run is said in the report."""
+    _, report = verify(downlink_noise=3000.0)
+    assert any("does not receive it" in reason for reason in report["reasons"])
+    _, report = verify(downlink_noise=3000.0, options={"max_loss_db": None})
+    assert "reasons" not in report
+    assert any("does not receive it" in doubt for doubt in report["doubts"])
+    _, report = verify(options={"max_loss_db": None})
+    assert report["doubts"] == []
+
+
+def test_aps_alone_show_the_same_gains_in_fewer_slots():
+    for options in ({}, {"noise_var": 0.01, "cfo_hz": CFO}):
+        _, ports = verify(**options)
+        _, aps = verify(**options, options={"alone": "ap"})
+        for key in ("coherent_gain_db", "ideal_gain_db", "best_single_node_db", "joint_power_db"):
+            assert aps[key] == pytest.approx(ports[key], abs=0.05 if options else 1e-3)
+    layout = SlotLayout(256, 8, SoundingSymbol(128, 96, 32), 1, 8)
+    plans = [Plan(tuple(PORTS), APS, "ue", PORTS, BEAMS, layout, 1e6, 12, 4, 8, 40, 3, who) for who in ("port", "ap")]
+    assert [len(plan.phases(8)[-1][2]) for plan in plans] == [8 * (1 + 6) + 40, 8 * (1 + 3) + 40]
+
+
+def test_aps_alone_show_wrong_phases_between_aps_and_not_within():
+    between, within = np.array([1, 1, 1, 1, -1, -1]), np.array([1, 1, 1, 1, 1, -1])
+    _, good = verify(options={"alone": "ap"})
+    _, bad = verify(wrong=between, options={"alone": "ap"})
+    assert bad["ideal_gain_db"] == pytest.approx(good["ideal_gain_db"], abs=0.01)
+    assert bad["coherent_gain_db"] < good["coherent_gain_db"] - 1.0
+    _, hidden = verify(wrong=within, options={"alone": "ap"})
+    _, shown = verify(wrong=within)
+
+    def ideal_power_db(report):
+        return report["joint_power_db"] + report["ideal_gain_db"] - report["coherent_gain_db"]
+
+    assert ideal_power_db(shown) == pytest.approx(ideal_power_db(good), abs=0.02)
+    assert ideal_power_db(hidden) < ideal_power_db(shown) - 0.5
+
+
+def test_unknown_way_of_sending_alone_is_refused():
+    with pytest.raises(ValueError, match="alone = 'node'"):
+        verify(options={"alone": "node"})
 
 
 def test_offset_common_to_all_nodes_costs_nothing_and_a_late_label_does():

@@ -6,25 +6,27 @@ beam of each AP is chosen. *uplink*: the UE sounds, the APs listen with their ch
 w = conj(c h_ul) of unit total power are computed. *downlink*: the APs send to the UE jointly, each alone, and jointly
 with random node phases (a restart of every synthesizer), and the UE reports what it receives.
 
-The UE uses its port 0. Everything is per subcarrier, so that delays and multipath within the prefix do no harm.
+The UE uses its port 0; see `joint_transmission` for what holds for all joint transmissions.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from ..core import precoding, sounding
 from ..core.waveforms import SlotLayout
+from . import joint_transmission as joint
+from .joint_transmission import MIN_DEVIATIONS, decibels
 from .slots import CHOSEN, Grant, Product, Reception, Slot
 
 TRAINING, UPLINK, DOWNLINK = "training", "uplink", "downlink"
-MIN_DEVIATIONS = 4.0  # of the noise's energy, by which the APs together must hear the UE
 MAX_LOSS_DB = 1.0  # of the joint transmission against the ideal, from which the calibration counts as wrong
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(joint.AccessPoints):
     """What the verification needs to know about a run.
 
     Parameters
@@ -43,6 +45,13 @@ class Plan:
     uplink_repeats, repeats, random_starts : int
     seed : int
         Of the random node phases.
+    alone : "port" or "ap"
+        Who sends alone, for the ideal: every port, or every AP with its own conjugate weights. Ports need no
+        calibration for that; APs need fewer slots, but the ideal is then that of APs with their own calibration as it
+        is (a BeamSync AP is calibrated internally), and says nothing of errors within an AP.
+    max_loss_db : float or None
+        Loss of the joint transmission against the ideal from which the calibration counts as wrong. None: the gains
+        are reported, with what speaks against them as `doubts`, and never end the run.
     """
 
     nodes: tuple[str, ...]
@@ -57,49 +66,41 @@ class Plan:
     repeats: int
     random_starts: int
     seed: int
+    alone: Literal["port", "ap"] = "port"
+    max_loss_db: float | None = MAX_LOSS_DB
+
+    def __post_init__(self):
+        if self.alone not in ("port", "ap"):
+            raise ValueError(f"alone = {self.alone!r}: must be 'port' or 'ap'")
 
     @property
     def joint(self) -> int:
-        """Variant of the calibrated joint transmission; variants 1 ... number of ports are one port alone."""
+        """Variant of the calibrated joint transmission."""
         return 0
 
     @property
-    def node_of_port(self) -> tuple[str, ...]:
-        """AP of each port of the calibration."""
-        return tuple(ap for ap in self.aps for _ in range(self.num_ports[ap]))
+    def senders(self) -> tuple[str, ...]:
+        """AP that sends in each of the variants 1, 2, ... in which one port, or one AP, sends alone."""
+        return self.node_of_port if self.alone == "port" else self.aps
 
     def start(self, number: int) -> int:
         """Variant of a joint transmission with random node phases."""
-        return 1 + len(self.node_of_port) + number
-
-    def ports(self, ap: str) -> slice:
-        """Ports of an AP in the calibration."""
-        counts = [self.num_ports[name] for name in self.aps]
-        first = sum(counts[: self.aps.index(ap)])
-        return slice(first, first + self.num_ports[ap])
+        return 1 + len(self.senders) + number
 
     def phases(self, window: int) -> list[tuple[str, int, list[Slot]]]:
         """Phases for `slots.build_schedule`."""
-        beams = max(self.num_beams[ap] for ap in self.aps)
         phases = []
-        if beams > 1:
-            training = [self._slot(TRAINING, (self.ue,), beam, beam) for beam in range(beams)]
+        if self.most_beams > 1:
+            training = [self.slot(TRAINING, (self.ue,), beam, beam) for beam in range(self.most_beams)]
             phases.append((TRAINING, window, training))
-        uplink = [self._slot(UPLINK, (self.ue,), CHOSEN) for _ in range(self.uplink_repeats)]
-        alone = [self._slot(DOWNLINK, (ap,), CHOSEN, 1 + k) for k, ap in enumerate(self.node_of_port)]
+        uplink = [self.slot(UPLINK, (self.ue,), CHOSEN) for _ in range(self.uplink_repeats)]
+        alone = [self.slot(DOWNLINK, (ap,), CHOSEN, 1 + k) for k, ap in enumerate(self.senders)]
         downlink = []
         for repeat in range(self.repeats):
-            downlink += [self._slot(DOWNLINK, self.aps, CHOSEN, self.joint), *alone]
+            downlink += [self.slot(DOWNLINK, self.aps, CHOSEN, self.joint), *alone]
             starts = range(repeat, self.random_starts, self.repeats)
-            downlink += [self._slot(DOWNLINK, self.aps, CHOSEN, self.start(k)) for k in starts]
+            downlink += [self.slot(DOWNLINK, self.aps, CHOSEN, self.start(k)) for k in starts]
         return [*phases, (UPLINK, window, uplink), (DOWNLINK, window, downlink)]
-
-    def _slot(self, purpose: str, transmitters: tuple[str, ...], beam: int, variant: int = 0) -> Slot:
-        beams = tuple(
-            0 if node not in self.aps else (beam % self.num_beams[node] if beam != CHOSEN else CHOSEN)
-            for node in self.nodes
-        )
-        return Slot(0, purpose, transmitters, beams, variant)
 
 
 class VerificationRole:
@@ -130,29 +131,21 @@ class VerificationRole:
             return None
         if slot.purpose == DOWNLINK:
             return self._precoded(slot, start)
-        burst = np.zeros((self._plan.num_ports[self._node], self._plan.layout.slot_samples), np.complex64)
-        burst[0] = self._plan.layout.sounding_burst()[0]
-        return burst
+        return joint.sounding_burst(self._plan.layout, self._plan.num_ports[self._node])
 
     def _precoded(self, slot: Slot, start: int) -> np.ndarray:
-        """Burst with the node's weights, each sample turned to its own time.
-
-        c was measured at t_c, h_ul at t_u; a sample sent at t needs c at (t_u + t)/2, so its weight turns by
-        -2 pi f (t_u + t - 2 t_c). Middles of symbols are labelled half a sample late (`SlotLayout.middle`).
-        """
+        """Burst with the node's weights, each sample turned to its own time."""
         plan, given = self._plan, self._weights
         own = plan.ports(self._node)
         if slot.variant not in self._bursts:
             weights = np.asarray(given["weights"])[own]
-            if 0 < slot.variant <= len(plan.node_of_port):
-                weights = _unit_power(np.where(np.arange(own.start, own.stop)[:, None] == slot.variant - 1, weights, 0))
-            if slot.variant > len(plan.node_of_port):
-                rng = np.random.default_rng((plan.seed, plan.aps.index(self._node), slot.variant))
-                weights = weights * np.exp(2j * np.pi * rng.random())
-            self._bursts[slot.variant] = np.concatenate(
-                [plan.layout.joint_burst(row[None], dtype=np.complex128) for row in weights])
-        times = np.arange(plan.layout.slot_samples) + (start + given["uplink_time"] - 2 * given["reference_time"] + 0.5)
-        turn = np.exp((-2j * np.pi / plan.samp_rate) * np.asarray(given["frequency_hz"])[own, None] * times)
+            if 0 < slot.variant < plan.start(0):
+                alone = np.arange(own.start, own.stop)[:, None] == slot.variant - 1
+                weights = joint.unit_power(weights if plan.alone == "ap" else np.where(alone, weights, 0))
+            elif slot.variant >= plan.start(0):
+                weights = weights * joint.random_turn(plan.seed, plan.aps.index(self._node), slot.variant)
+            self._bursts[slot.variant] = joint.precoded_burst(plan.layout, weights)
+        turn = joint.own_time_turn(given, own, start, plan.layout.slot_samples, plan.samp_rate)
         return (self._bursts[slot.variant] * turn).astype(np.complex64)
 
     def receive(self, slot: Slot, grant: Grant, samples: np.ndarray) -> None:
@@ -174,18 +167,14 @@ class VerificationRole:
         heard = [grant for grant in grants if grant.slot in self._listened]
         if not heard:
             return None
-        samples, layout = self._reception.take(heard), self._plan.layout
+        # All slots of a phase have one carrier.
+        h, noise_var = joint.measure(self._reception.take(heard), self._plan.layout)
         self._listened.clear()
-        window = layout.symbol, layout.useful_start(0)
-        # All slots of a phase have one carrier: the UE's, or the one that the precoding gives to all APs.
-        turn = sounding.prefix_correlation(samples, *window, layout.advance_samples)
-        samples = sounding.hold_carrier(samples, *window, turn[0].sum(axis=1), turn[1].sum(axis=1))
-        noise = sounding.empty_bin_noise_variance(samples, *window)
         return {
             "slots": np.array([grant.slot for grant in heard]),
             "starts": np.array([grant.start for grant in heard]),
-            "h": sounding.channel_estimate(samples, *window),
-            "noise_var": sounding.estimate_noise_variance(layout.symbol, noise),
+            "h": h,
+            "noise_var": noise_var,
         }
 
     def update(self, product: Product) -> None:
@@ -230,35 +219,24 @@ class Verifier:
         """Weights of unit total power for the downlink, from the repeated uplink."""
         plan, given = self._plan, self._calibration
         starts = np.asarray(results[plan.aps[0]]["starts"])
-        times = starts + plan.layout.middle(0)
         h = np.concatenate([np.asarray(results[ap]["h"]) for ap in plan.aps], axis=1)
         noise = np.concatenate([np.asarray(results[ap]["noise_var"]) for ap in plan.aps], axis=1)
-        energy = np.mean(np.abs(h) ** 2, axis=(0, 2)) - noise.mean(axis=0)
-        # Deviation of their sum where there is nothing but noise.
-        deviation = np.linalg.norm(noise.mean(axis=0)) / np.sqrt(h.shape[0] * h.shape[2])
-        if not energy.sum() > MIN_DEVIATIONS * deviation:
+        if not joint.is_heard(h, noise):
             return Product(UPLINK, {}, False, (f"node {plan.ue}: too weak: the energy that the APs receive from it is "
                                                f"within {MIN_DEVIATIONS:g} deviations of the noise",))
-        # Samples are labelled later than at the antenna by the pipeline delay, which the channel shows.
-        latency = round(sounding.common_delay(h, plan.layout.symbol)) - plan.layout.advance_samples
-        uplink_time = int(times[len(times) // 2])
-        turn = 2j * np.pi / plan.samp_rate * (times - uplink_time)[:, None] * np.asarray(given["frequency_hz"])
-        combined = _combine_repeats(h * np.exp(turn)[..., None])
-        delays = np.asarray(given["delay_s"])[:, None] * plan.layout.symbol.bins
-        c = np.asarray(given["c"])[:, None] * np.exp(
-            -2j * np.pi * plan.samp_rate / plan.layout.symbol.pilot_samples * delays)
-        weights = np.conj(precoding.downlink_channel(c.T, combined.T, user_axis=False)).T
-        weights = _unit_power(weights)
-        self._weights = {"weights": weights, "uplink_time": uplink_time - latency,
+        uplink = joint.uplink_channel(h, starts, given["frequency_hz"], plan.layout, plan.samp_rate)
+        c = joint.calibration_per_subcarrier(given, plan.layout, plan.samp_rate)
+        weights = np.conj(precoding.downlink_channel(c.T, uplink.h.T, user_axis=False)).T
+        self._weights = {"weights": joint.unit_power(weights), "uplink_time": uplink.time,
                          "frequency_hz": given["frequency_hz"], "reference_time": int(given["reference_time"])}
         return Product(UPLINK, self._weights)
 
     def _compare(self, results) -> Product:
         """Gains of the joint transmission, over the mean power with random node phases at equal total power.
 
-        A port alone at unit power with weights along its own channel h arrives with the amplitude |h|^2 / sqrt(E) per
-        subcarrier, E = mean |h|^2: from these follow, without any phase, what the best weights of all ports (ideal) and
-        of each AP (single node) would deliver.
+        A port alone (or an AP, |h|^2 then the sum over its ports) at unit power with weights along its own channel h
+        arrives with the amplitude |h|^2 / sqrt(E) per subcarrier, E = mean |h|^2: from these follow, without any phase
+        between them, what the best weights of all ports (ideal) and of each AP (single node) would deliver.
         """
         plan, result = self._plan, results[self._plan.ue]
         g, noise = np.asarray(result["h"])[:, 0], np.asarray(result["noise_var"])[:, 0]
@@ -267,52 +245,47 @@ class Verifier:
         variants = np.array([self._slots[int(index)].variant for index in result["slots"]])
         power = np.mean(np.abs(g) ** 2, axis=-1) - noise
         owner, weights = np.array(plan.node_of_port), self._weights["weights"]
-        alone = np.array([_amplitude(g[variants == 1 + k], plan.num_subbands) for k in range(owner.size)])
+        sender = np.array(plan.senders)
+        alone = np.array([_amplitude(g[variants == 1 + k], plan.num_subbands) for k in range(sender.size)])
         error = float(np.mean(noise)) / (2 * plan.repeats)  # variance of each of these amplitudes
-        single = {ap: _best_power(alone[owner == ap], error) for ap in plan.aps}
+        single = {ap: _best_power(alone[sender == ap], error) for ap in plan.aps}
         shares = {ap: float(np.mean(np.sum(np.abs(weights[owner == ap]) ** 2, axis=0))) for ap in plan.aps}
         scattered = sum(shares[ap] * single[ap] for ap in plan.aps)
         starts = np.array([power[variants == plan.start(k)].mean() for k in range(plan.random_starts)])
-        joint, ideal = power[variants == plan.joint], _best_power(alone, error)
+        together, ideal = power[variants == plan.joint], _best_power(alone, error)
         self.report = {
-            "coherent_gain_db": _db(joint.mean(), scattered),
-            "coherent_gain_std_db": _db_std(joint),
-            "ideal_gain_db": _db(ideal, scattered),
-            "best_single_node_db": _db(max(single.values()), scattered),
-            "single_node_db": {ap: _db(value, scattered) for ap, value in single.items()},
-            "joint_power_db": _db(joint.mean(), 1.0),
-            "downlink_snr_db": _db(joint.mean(), np.mean(noise)),
+            "coherent_gain_db": decibels(together.mean(), scattered),
+            "coherent_gain_std_db": _db_std(together),
+            "ideal_gain_db": decibels(ideal, scattered),
+            "best_single_node_db": decibels(max(single.values()), scattered),
+            "single_node_db": {ap: decibels(value, scattered) for ap, value in single.items()},
+            "joint_power_db": decibels(together.mean(), 1.0),
+            "downlink_snr_db": decibels(together.mean(), np.mean(noise)),
         }
         if starts.size:
-            self.report["uncalibrated_gain_db"] = _db(starts.mean(), scattered)
+            self.report["uncalibrated_gain_db"] = decibels(starts.mean(), scattered)
             self.report["uncalibrated_gain_std_db"] = _db_std(starts)
-            self.report["random_starts_db"] = [_db(value, scattered) for value in starts]
-        reasons = self._doubts(joint, ideal, single, shares, float(np.mean(noise)))
+            self.report["random_starts_db"] = [decibels(value, scattered) for value in starts]
+        reasons = self._doubts(together, ideal, single, shares, float(np.mean(noise)))
+        if plan.max_loss_db is None:
+            self.report["doubts"], reasons = list(reasons), ()
         gains = [self.report.get(f"{name}_db") for name in
                  ("coherent_gain", "ideal_gain", "uncalibrated_gain", "best_single_node")]
         return Product(DOWNLINK, {"gains_db": np.array(gains, float)}, not reasons, reasons)
 
-    def _doubts(self, joint, ideal: float, single, shares, noise: float) -> tuple[str, ...]:
+    def _doubts(self, together, ideal: float, single, shares, noise: float) -> tuple[str, ...]:
         """Why not to trust the result: an AP that the UE misses, or a joint transmission far from the ideal."""
         plan = self._plan
         floor = MIN_DEVIATIONS * noise / np.sqrt(plan.layout.symbol.num_subcarriers * plan.repeats)
         reasons = [f"node {ap}: {plan.ue} does not receive it, though it carries {shares[ap]:.0%} of the power"
                    for ap in plan.aps if shares[ap] > 0.01 and not single[ap] > floor]
-        # Deviation of the power of one repeat by noise.
-        deviation = np.sqrt((2 * joint.max() * noise + noise**2) / plan.layout.symbol.num_subcarriers)
-        if joint.min() + MIN_DEVIATIONS * deviation < 0.5 * joint.max():
+        if joint.is_unsteady(together, noise, plan.layout.symbol.num_subcarriers):
             reasons.append(f"node {plan.ue}: the power of the joint transmission more than halves between repeats")
-        spread = joint.std(ddof=1) / np.sqrt(joint.size) if joint.size > 1 else 0.0
-        if not joint.mean() + 3 * spread > ideal * 10 ** (-MAX_LOSS_DB / 10):
-            loss_db = 10 * np.log10(ideal / max(joint.mean(), 1e-30))
+        spread = together.std(ddof=1) / np.sqrt(together.size) if together.size > 1 else 0.0
+        if plan.max_loss_db is not None and not together.mean() + 3 * spread > ideal * 10 ** (-plan.max_loss_db / 10):
+            loss_db = 10 * np.log10(ideal / max(together.mean(), 1e-30))
             reasons.append(f"the joint transmission misses the ideal by {loss_db:.1f} dB: calibration does not hold")
         return tuple(reasons)
-
-
-def _unit_power(weights: np.ndarray) -> np.ndarray:
-    """Weights (ports, subcarriers) scaled to unit total power; zeros stay."""
-    power = np.mean(np.sum(np.abs(weights) ** 2, axis=0))
-    return weights / np.sqrt(power) if power > 0 else weights
 
 
 def _best_power(alone: np.ndarray, error: float) -> float:
@@ -328,16 +301,6 @@ def _best_power(alone: np.ndarray, error: float) -> float:
     return float(np.mean((root @ alone) ** 2) / energy - error)
 
 
-def _combine_repeats(h: np.ndarray) -> np.ndarray:
-    """Channel (ports, subcarriers) common to repeats (repeats, ports, subcarriers) that differ by one phase each.
-
-    The dominant left singular vector holds those phases: the UE's oscillator turns between repeats, unknown to all.
-    """
-    x = h.reshape(len(h), -1)
-    u = np.linalg.eigh(x @ x.conj().T)[1][:, -1]
-    return (u.conj() @ x).reshape(h.shape[1:]) / np.sqrt(len(h))
-
-
 def _amplitude(g: np.ndarray, num_subbands: int) -> np.ndarray:
     """Amplitude per subcarrier of repeated transmissions (repeats, subcarriers), unbiased by noise.
 
@@ -345,11 +308,6 @@ def _amplitude(g: np.ndarray, num_subbands: int) -> np.ndarray:
     """
     local = np.repeat(sounding.subband_average(g, num_subbands), g.shape[-1] // num_subbands, axis=-1)
     return np.mean(np.real(g * np.conj(local) / np.maximum(np.abs(local), np.finfo(float).tiny)), axis=0)
-
-
-def _db(power: float, scale: float) -> float | None:
-    """Ratio of powers in dB; None where it has none."""
-    return float(10 * np.log10(power / scale)) if power > 0 and scale > 0 else None
 
 
 def _db_std(powers: np.ndarray) -> float | None:

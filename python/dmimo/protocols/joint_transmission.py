@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What all protocols share in which UEs sound, calibrated weights follow from that, and the APs then send together.
+
+The UEs sound with their port 0, one symbol per slot. c was measured at t_c, h_ul at t_u; a sample that AP m sends at t
+needs c at (t_u + t) / 2, so its weight turns by -2 pi f_m (t_u + t - 2 t_c), f_m its oscillator against any common
+reference. Everything is per subcarrier, so that delays and multipath within the prefix do no harm.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from ..core import sounding
+from ..core.waveforms import SlotLayout
+from .slots import CHOSEN, Slot
+
+MIN_DEVIATIONS = 4.0  # of the noise's energy, by which a signal must stand out to count as received
+
+
+class AccessPoints:
+    """What follows from the nodes of a plan: those of the schedule, and the APs in the order of the calibration."""
+
+    nodes: tuple[str, ...]
+    aps: tuple[str, ...]
+    num_ports: Mapping[str, int]
+    num_beams: Mapping[str, int]
+
+    @property
+    def node_of_port(self) -> tuple[str, ...]:
+        """AP of each port of the calibration."""
+        return tuple(ap for ap in self.aps for _ in range(self.num_ports[ap]))
+
+    def ports(self, ap: str) -> slice:
+        """Ports of an AP in the calibration."""
+        counts = [self.num_ports[name] for name in self.aps]
+        first = sum(counts[: self.aps.index(ap)])
+        return slice(first, first + self.num_ports[ap])
+
+    @property
+    def most_beams(self) -> int:
+        """Beams of the AP that has most of them."""
+        return max(self.num_beams[ap] for ap in self.aps)
+
+    def slot(self, purpose: str, transmitters: tuple[str, ...], beam: int, variant: int = 0) -> Slot:
+        """Slot for `slots.build_schedule`: every AP with this beam (modulo its number of beams) or its chosen one."""
+        beams = tuple(
+            0 if node not in self.aps else (beam % self.num_beams[node] if beam != CHOSEN else CHOSEN)
+            for node in self.nodes
+        )
+        return Slot(0, purpose, transmitters, beams, variant)
+
+
+class UplinkChannel(NamedTuple):
+    """Channel (ports, num_subcarriers), and the absolute sample at the antenna to which its phases belong."""
+
+    h: np.ndarray
+    time: int
+
+
+def sounding_burst(layout: SlotLayout, num_ports: int) -> np.ndarray:
+    """What a UE sends, complex64 (num_ports, slot_samples): the symbol from port 0."""
+    burst = np.zeros((num_ports, layout.slot_samples), np.complex64)
+    burst[0] = layout.sounding_burst()[0]
+    return burst
+
+
+def precoded_burst(layout: SlotLayout, weights: np.ndarray) -> np.ndarray:
+    """Symbols of all ports of an AP at once, complex128 (ports, slot_samples), from weights (ports, subcarriers)."""
+    return np.concatenate([layout.joint_burst(row[None], dtype=np.complex128) for row in weights])
+
+
+def own_time_turn(given: Mapping[str, object], ports: slice, start: int, num_samples: int,
+                  samp_rate: float) -> np.ndarray:
+    """Factors (ports, num_samples) that turn each sample of a precoded burst to its own time.
+
+    Parameters
+    ----------
+    given : mapping
+        `uplink_time`, `reference_time` (samples) and `frequency_hz` (all ports), as the design's product holds them.
+    ports : slice
+        The AP's among them.
+    start : int
+        Absolute sample of the burst's first.
+    """
+    # Middles of symbols are labelled half a sample late (`SlotLayout.middle`).
+    times = np.arange(num_samples) + (start + given["uplink_time"] - 2 * given["reference_time"] + 0.5)
+    return np.exp((-2j * np.pi / samp_rate) * np.asarray(given["frequency_hz"])[ports, None] * times)
+
+
+def random_turn(seed: int, ap: int, number: int) -> complex:
+    """Phase factor of an AP in a joint transmission with random node phases."""
+    return np.exp(2j * np.pi * np.random.default_rng((seed, ap, number)).random())
+
+
+def measure(samples: np.ndarray, layout: SlotLayout) -> tuple[np.ndarray, np.ndarray]:
+    """Channel (n, ports, num_subcarriers) in each of n slots, and the noise variance (n, ports) of its entries.
+
+    All slots (n, ports, slot_samples) must have one carrier: that of a UE, or the one that precoding gives to all APs.
+    """
+    window = layout.symbol, layout.useful_start(0)
+    turn = sounding.prefix_correlation(samples, *window, layout.advance_samples)
+    samples = sounding.hold_carrier(samples, *window, turn[0].sum(axis=1), turn[1].sum(axis=1))
+    noise = sounding.empty_bin_noise_variance(samples, *window)
+    return sounding.channel_estimate(samples, *window), sounding.estimate_noise_variance(layout.symbol, noise)
+
+
+def is_heard(h: np.ndarray, noise_var: np.ndarray) -> bool:
+    """Whether the energy in repeated channels (repeats, ports, subcarriers) of all ports stands out of the noise.
+
+    `noise_var` (repeats, ports) is that of the entries.
+    """
+    noise = noise_var.mean(axis=0)
+    energy = np.mean(np.abs(h) ** 2, axis=(0, 2)) - noise
+    # Deviation of their sum where there is nothing but noise.
+    deviation = np.linalg.norm(noise) / np.sqrt(h.shape[0] * h.shape[2])
+    return bool(energy.sum() > MIN_DEVIATIONS * deviation)
+
+
+def is_unsteady(power: np.ndarray, noise_var: float, num_subcarriers: int) -> bool:
+    """Whether a power (repeats,), mean over subcarriers, more than halves between repeats, beyond noise."""
+    deviation = np.sqrt((2 * power.max() * noise_var + noise_var**2) / num_subcarriers)
+    return bool(power.min() + MIN_DEVIATIONS * deviation < 0.5 * power.max())
+
+
+def uplink_channel(h: np.ndarray, starts: np.ndarray, frequency_hz, layout: SlotLayout, samp_rate: float,
+                   time: int | None = None) -> UplinkChannel:
+    """One channel from repeated soundings of a UE, whose oscillator turns unknown to all, by the APs' own turns.
+
+    Parameters
+    ----------
+    h : ndarray (repeats, ports, num_subcarriers)
+    starts : ndarray (repeats,) int
+        Of the slots.
+    frequency_hz : array_like (ports,)
+        Of the APs' oscillators.
+    time : int, optional
+        Where to refer the phases to; the middle repeat by default.
+    """
+    # Samples are labelled later than at the antenna by the pipeline delay, which the channel shows.
+    latency = round(sounding.common_delay(h, layout.symbol)) - layout.advance_samples
+    times = np.asarray(starts) + layout.middle(0) - latency
+    time = int(times[len(times) // 2]) if time is None else time
+    turn = 2j * np.pi / samp_rate * (times - time)[:, None] * np.asarray(frequency_hz)
+    return UplinkChannel(combine_repeats(h * np.exp(turn)[..., None]), time)
+
+
+def calibration_per_subcarrier(given: Mapping[str, object], layout: SlotLayout, samp_rate: float) -> np.ndarray:
+    """Calibration (ports, num_subcarriers) from a calibration product's `c` and `delay_s` of each port."""
+    delays = np.asarray(given["delay_s"])[:, None] * layout.symbol.bins
+    return np.asarray(given["c"])[:, None] * np.exp(-2j * np.pi * samp_rate / layout.symbol.pilot_samples * delays)
+
+
+def unit_power(weights: np.ndarray) -> np.ndarray:
+    """Weights (ports, subcarriers) scaled to unit total power; zeros stay."""
+    power = np.mean(np.sum(np.abs(weights) ** 2, axis=0))
+    return weights / np.sqrt(power) if power > 0 else weights
+
+
+def combine_repeats(h: np.ndarray) -> np.ndarray:
+    """Channel (ports, subcarriers) common to repeats (repeats, ports, subcarriers) that differ by one phase each.
+
+    The dominant left singular vector holds those phases: the UE's oscillator turns between repeats, unknown to all.
+    """
+    x = h.reshape(len(h), -1)
+    u = np.linalg.eigh(x @ x.conj().T)[1][:, -1]
+    return (u.conj() @ x).reshape(h.shape[1:]) / np.sqrt(len(h))
+
+
+def decibels(power: float, scale: float = 1.0) -> float | None:
+    """Ratio of powers in dB; None where it has none."""
+    return float(10 * np.log10(power / scale)) if power > 0 and scale > 0 else None
