@@ -146,7 +146,7 @@ def test_aps_alone_show_wrong_phases_between_aps_and_not_within():
         return report["joint_power_db"] + report["ideal_gain_db"] - report["coherent_gain_db"]
 
     assert ideal_power_db(shown) == pytest.approx(ideal_power_db(good), abs=0.02)
-    assert ideal_power_db(hidden) < ideal_power_db(shown) - 0.5
+    assert ideal_power_db(hidden) < ideal_power_db(shown) - 0.3
 
 
 def test_unknown_way_of_sending_alone_is_refused():
