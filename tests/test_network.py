@@ -340,9 +340,12 @@ def test_large_offsets_cost_latency_on_their_own_side_only():
 
 @pytest.mark.parametrize("start", [10**6, 3 * 10**8])
 def test_samples_follow_the_true_channel_under_shifts(start):
-    """Tones through pairs of clocks far off, brought within a sample by their shifts (as in the tests above)."""
+    """Tones through pairs of clocks far off, brought within a sample by their shifts.
+
+    Within a sample 100 Hz turn by 6e-4, within the latency of clocks 40 samples to a millisecond off by far more.
+    """
     clocks, cycles, num = (LATE, EARLY, Clock()), 0.12, 16 * BLOCK
-    network, beams = make_network((1, 1, 1), clocks=clocks), np.zeros(3, int)
+    network, beams = make_network((1, 1, 1), clocks=clocks, moving={"cfo_hz": 100.0}), np.zeros(3, int)
     shifts = [-round(network.true_clock_offset(name, start, shift=0)) for name in network.names]
     assert abs(shifts[0] + 1000) <= start * 2e-6 + 1
     tone, middle = np.exp(2j * np.pi * cycles * np.arange(num)), 8 * BLOCK
@@ -375,20 +378,23 @@ def test_oscillators_turn_with_network_time_whatever_the_shift():
 
 
 def test_each_sample_keeps_its_own_shift_when_it_changes_within_a_run():
-    """Impulses before and after the change, and silence where the device's samples overlap or are left out."""
+    """Impulses right before and after the change, with device samples left out there, or used twice."""
     clock = Clock(5.0, adjustable=True)
     for first, second in ((-5, -2), (-2, -5)):
         network = make_network((1, 1), clocks=(Clock(), clock))
         x = np.zeros((2, 700), dtype=np.complex64)
-        x[:, [290, 310]] = 1.0
+        x[:, [299, 300]] = 1.0
         pieces = [
             network.process(x[:, a:b], a, np.zeros(2, int), final=True, shifts=(0, shift))
             for a, b, shift in ((0, 300, first), (300, 700, second))
         ]
         y = np.abs(np.concatenate(pieces, axis=1)) > 1e-3
         late = network.latency_samples
-        assert np.flatnonzero(y[0]).tolist() == [290 + late + 5 + first, 310 + late + 5 + second]
-        assert np.flatnonzero(y[1]).tolist() == [290 + late - 5 - first, 310 + late - 5 - second]
+        assert np.flatnonzero(y[0]).tolist() == sorted([299 + late + 5 + first, 300 + late + 5 + second])
+        # Received indices around the change: wave n is heard as n - 5 - shift by the shift in force at that index.
+        heard = {n - 5 - shift for n in (299, 300) for shift in (first, second)
+                 if (n - 5 - shift < 300) == (shift == first)}
+        assert np.flatnonzero(y[1]).tolist() == sorted(n + late for n in heard)
         assert [network.true_clock_offset("ap2", n) for n in (299, 300)] == [5 + first, 5 + second]
 
 
