@@ -21,12 +21,19 @@ References
 BeamSync: Over-the-Air Synchronization for Distributed Massive MIMO Systems, section III, eq. (1) to (18).
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from . import frequency
+
 Method = Literal["eigh", "power"]
+
+Returned = Literal["conjugate", "matched"]
+
+# A phase predicted to be worse than this is not applied: the mean gain of two nodes is then 1 dB short.
+MAX_PHASE_STD_RAD = 0.5
 
 # Squarings of the Gram matrix: the power 2^10 leaves less than 1e-4 of a second direction 1 % weaker in energy.
 POWER_STEPS = 10
@@ -181,6 +188,138 @@ def phase_offset_nls(y: ArrayLike, a: ArrayLike, x: ArrayLike, g_e: ArrayLike, r
     if g_e.shape[-1] != y.shape[-2]:
         raise ValueError(f"g_e has shape {g_e.shape}: its last axis must have the {y.shape[-2]} antennas of y")
     return _angle(nls_phasor((y @ x[..., None])[..., 0], a, g_e, return_gain))
+
+
+class CarrierEstimate(NamedTuple):
+    r"""Phase and offset from a return burst, each (...).
+
+    phase_rad : :math:`\varphi` in (-pi, pi], nan for a burst without energy or not finite.
+    phase_std_rad : predicted standard deviation, infinite if there is none.
+    frequency_hz, frequency_std_hz : offset f_A - f_B of the oscillators; 0 and infinite if it was not estimated.
+    trusted : whether the estimate is to be applied.
+    """
+
+    phase_rad: NDArray
+    phase_std_rad: NDArray
+    frequency_hz: NDArray
+    frequency_std_hz: NDArray
+    trusted: NDArray
+
+
+def centroid(x: ArrayLike) -> NDArray:
+    r"""Energy centroid of a waveform in samples, :math:`\sum n |x(n)|^2 / |x|^2`, (...): the time of its phase."""
+    weight = np.abs(np.asarray(x)) ** 2
+    return weight @ np.arange(weight.shape[-1]) / weight.sum(axis=-1)
+
+
+def return_estimate(
+    y: ArrayLike, a: ArrayLike, x: ArrayLike, sample_interval: float, *, joint: bool = False,
+    max_offset: float | None = None, returned: Returned = "conjugate", leader_std_rad: ArrayLike | None = None,
+) -> CarrierEstimate:
+    r"""Phase offset, and with `joint` the oscillators' offset, from a return, with their predicted deviations.
+
+    The burst combined along a and multiplied by what was sent turns with twice the offset, since stages II and III
+    both turn (after a matched return only stage III does: once),
+
+    .. math:: s(n) = (a^T Y)(n)\, x(n) = A |x(n)|^2 e^{j (\varphi + 2 \pi\, 2 f (n - n_c) T)} + \ldots
+
+    and phase and frequency are its least squares, which is maximum likelihood along :math:`v_1`. The phase belongs to
+    the energy `centroid` :math:`n_c` of the burst, where it does not depend on f: to the midpoint of the times at
+    which sample :math:`n_c` was sent in stages II and III. Without `joint` it is `phase_offset`.
+
+    Deviations come from what the fit leaves, so whatever noise the leader amplified is in them. A matched return
+    carries the leader's noise as one common error that the burst does not show: `leader_std_rad` is its part, from
+    the leader's `matched_phase_std`; None takes it to be as large as the follower's. Then the follower cannot know
+    either whether the leader heard anything: a leader that did not must not return.
+
+    Parameters
+    ----------
+    y, a, x : as `return_phasor`.
+    sample_interval : T in seconds.
+    joint : also estimate f.
+    max_offset : largest ``|f|`` in Hz; None: as much as is unambiguous, ``1 / (4 T)``, matched ``1 / (2 T)``.
+
+    Returns
+    -------
+    CarrierEstimate
+        Trusted where finite, the predicted phase deviation is below `MAX_PHASE_STD_RAD`, the burst is not noise (less
+        than 1e-3 of noise bursts pass) and, with `joint`, the largest maximum lies inside the limit.
+    """
+    y = _as_bursts(y, "y", ("M_B", "N"))
+    x, a = _as_waveform(x, y.shape[-1]), _as_direction(a, y.shape[-2])
+    if returned not in ("conjugate", "matched"):
+        raise ValueError(f'returned = "{returned}" must be "conjugate" or "matched"')
+    turns = 2.0 if returned == "conjugate" else 1.0
+    largest = 0.5 / (turns * sample_interval) if sample_interval > 0 else np.nan
+    max_cycles = frequency.check_max_cycles(largest if max_offset is None else max_offset, turns * sample_interval)
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        u = np.sum(a[..., None] * y, axis=-2).astype(np.complex128, copy=False)
+        fit = _fit_return(u, x, max_cycles if joint else 0.0)
+        phase_var = fit.phase_var
+        if returned == "matched":
+            phase_var = phase_var + (phase_var if leader_std_rad is None else np.asarray(leader_std_rad, float) ** 2)
+        phase_std = np.sqrt(phase_var)
+        trusted = fit.heard & np.isfinite(fit.phase) & (phase_std < MAX_PHASE_STD_RAD)
+    hertz = 1.0 / (turns * sample_interval)
+    return CarrierEstimate(fit.phase, phase_std, fit.cycles * hertz, np.sqrt(fit.cycles_var) * hertz, trusted)
+
+
+def matched_phase_std(y: ArrayLike, x: ArrayLike) -> NDArray:
+    r"""What the leader's noise adds to the phase of its `matched_return`, in rad, (...); infinite if it heard nothing.
+
+    :math:`\sqrt{\sigma^2 / (2 |b|^2 |x|^2)}` for :math:`Y = b x^T + W`, with the noise that is left beside x and the
+    energy of b less its noise. Infinite, and there should be no return, where y may be noise alone (less than 1e-3 of
+    noise bursts pass).
+
+    Parameters
+    ----------
+    y : (..., M_A, N) complex, received in stage II.
+    x : (..., N), what the follower sent.
+    """
+    y = _as_bursts(y, "y", ("M_A", "N"))
+    x = _as_waveform(x, y.shape[-1])
+    num_antennas, num_samples = y.shape[-2:]
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        total = np.sum(np.abs(y) ** 2, axis=(-2, -1), dtype=np.float64)
+        inside = np.sum(np.abs(y @ np.conj(x)[..., None]) ** 2, axis=(-2, -1)) / np.sum(np.abs(x) ** 2, axis=-1)
+        noise_var = np.maximum(total - inside, 0.0) / (num_antennas * max(num_samples - 1, 0))
+        heard = inside > total * frequency.detection_threshold(num_antennas, num_samples, 0.0)
+        std = np.sqrt(0.5 * noise_var / (inside - num_antennas * noise_var))
+    return np.where(heard & np.isfinite(std), std, np.inf)
+
+
+class _ReturnFit(NamedTuple):
+    """Fit of a combined return: phase at the centroid, its variance, turn in cycles per sample, its variance, heard."""
+
+    phase: NDArray
+    phase_var: NDArray
+    cycles: NDArray
+    cycles_var: NDArray
+    heard: NDArray
+
+
+def _fit_return(u: NDArray, x: NDArray, max_cycles: float) -> _ReturnFit:
+    """Least squares of ``A e^{j phi} x^*(n) e^{2j pi nu (n - n_c)}`` in u (..., N); `max_cycles` 0: nu is 0."""
+    num_samples = u.shape[-1]
+    s, weight = u * x, np.abs(x) ** 2
+    middle = centroid(x)
+    offset = np.arange(num_samples) - np.asarray(middle)[..., None]
+    if max_cycles > 0:
+        peak = frequency.periodogram_peak(frequency.autocorrelation(s[..., None, :]), max_cycles)
+        cycles, inside = peak.cycles, ~peak.outside & ((np.abs(peak.cycles) < max_cycles) | (max_cycles >= 0.5))
+        s = s * np.exp(-2j * np.pi * cycles[..., None] * offset)
+    else:
+        cycles, inside = np.zeros(s.shape[:-1]), True
+    phasor, energy = s.sum(axis=-1), weight.sum(axis=-1)
+    explained = np.abs(phasor) ** 2 / energy
+    total = np.sum(np.abs(u) ** 2, axis=-1)
+    freedoms = num_samples - (1.5 if max_cycles > 0 else 1.0)
+    noise_var = np.maximum(total - explained, 0.0) / freedoms if freedoms > 0 else np.full(total.shape, np.inf)
+    heard = inside & (explained > total * frequency.detection_threshold(1, num_samples, 2.0 * max_cycles))
+    phase_var = np.where(explained > 0, 0.5 * noise_var / explained, np.inf)
+    spread = np.sum(weight * offset**2, axis=-1) / energy
+    cycles_var = phase_var / (4.0 * np.pi**2 * spread) if max_cycles > 0 else np.full(total.shape, np.inf)
+    return _ReturnFit(_angle(phasor), np.where(np.isnan(phase_var), np.inf, phase_var), cycles, cycles_var, heard)
 
 
 def nls_phasor(yx: NDArray, a: NDArray, g_e: NDArray, return_gain: ArrayLike) -> NDArray:

@@ -16,6 +16,32 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .graph import laplacian, laplacian_pinv, require_connected
+from .synchronization_bounds import (
+    ReturnCrlb,
+    dominant_phase_offset_crlb,
+    frequency_offset_crlb,
+    high_snr_phase_offset_crlb,
+    joint_return_crlb,
+    phase_offset_crlb,
+)
+
+__all__ = [
+    "JointCrlb",
+    "ReturnCrlb",
+    "alignment_error_crlb",
+    "calibration_covariance",
+    "calibration_crlb",
+    "dominant_phase_offset_crlb",
+    "edge_information",
+    "frequency_offset_crlb",
+    "high_snr_phase_offset_crlb",
+    "joint_crlb",
+    "joint_return_crlb",
+    "phase_design",
+    "phase_information",
+    "phase_offset_crlb",
+    "scaled_inverse",
+]
 
 
 def edge_information(

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Cramer-Rao bounds of the phase and frequency estimators of `beamsync` and `frequency`; model and names as there."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from .beamsync import dominant_direction
 
 Returned = Literal["conjugate", "matched"]
 
@@ -92,6 +94,92 @@ def high_snr_phase_offset_crlb(
     lam, noise_var = np.asarray(eigenvalue, float), np.asarray(noise_var, float)
     gains = 1.0 / np.asarray(leader_gain, float) + 1.0 / np.asarray(follower_gain, float)
     return noise_var * gains / (2.0 * num_samples * power * lam)
+
+
+def frequency_offset_crlb(
+    x: ArrayLike,
+    signal_energy: ArrayLike,
+    noise_var: ArrayLike,
+    sample_interval: float = 1.0,
+    *,
+    positions: ArrayLike | None = None,
+) -> NDArray:
+    r"""Bound (...) in Hz^2 on the variance of the frequency offset, eq. (35).
+
+    .. math:: \frac{\sigma^2}{8 \pi^2 T^2 |b|^2 \sum_n (n - n_c)^2 |x(n)|^2}
+
+    with :math:`n_c` the energy centroid of x and b the unknown gains. The paper's (35) is in cycles per sample, as
+    here with T = 1. An estimator that does not know b has :math:`1 + M \sigma^2 / (|b|^2 |x|^2)` times
+    this to the next order.
+
+    Parameters
+    ----------
+    x : (N,) what was sent.
+    signal_energy : (...), :math:`|b|^2` over the antennas.
+    noise_var : (...), :math:`\sigma^2`.
+    sample_interval : T in seconds; 1 for cycles per sample.
+    positions : (N,) time of each element of x in samples, for bursts with gaps in which b stays; None: 0 to N - 1.
+    """
+    spread = energy_spread(x, positions)
+    scale = 8.0 * np.pi**2 * sample_interval**2
+    return np.asarray(noise_var, float) / (scale * np.asarray(signal_energy, float) * spread)
+
+
+class ReturnCrlb(NamedTuple):
+    """Bounds from one return: phase at the burst's energy centroid in rad^2, offset in Hz^2, uncorrelated, (...)."""
+
+    phase_var: NDArray
+    frequency_var: NDArray
+
+
+def joint_return_crlb(
+    g_e: ArrayLike,
+    x: ArrayLike,
+    noise_var: ArrayLike,
+    sample_interval: float,
+    *,
+    a: ArrayLike | None = None,
+    leader_gain: ArrayLike = 1.0,
+    follower_gain: ArrayLike = 1.0,
+    returned: Returned = "conjugate",
+) -> ReturnCrlb:
+    r"""Bounds (...) on phase and oscillator offset f together from the return burst.
+
+    At the energy centroid of x the two do not couple: the phase has the bound of `phase_offset_crlb`. The samples
+    of a conjugate return turn by :math:`4 \pi f T` each, with the same information per sample as the phase,
+
+    .. math:: \mathrm{var}(f) \ge \frac{\mathrm{CRB}(\varphi)\, |x|^2}{(4 \pi T)^2 \sum_n (n - n_c)^2 |x(n)|^2}.
+
+    Those of a matched return turn by :math:`2 \pi f T`, in the follower's noise alone.
+
+    Parameters as `phase_offset_crlb`, with the waveform x (N,) and the sample interval T in seconds.
+    """
+    g_e, x = np.asarray(g_e), np.asarray(x)
+    energy = float(np.sum(np.abs(x) ** 2))
+    num_samples, num_leader = x.shape[-1], g_e.shape[-2]
+    power = energy / num_samples
+    if a is None:
+        a = dominant_direction(np.swapaxes(g_e, -2, -1))
+    phase_var = phase_offset_crlb(
+        g_e, noise_var, num_samples, a=a, leader_gain=leader_gain, follower_gain=follower_gain, power=power,
+        returned=returned,
+    )  # fmt: skip
+    if returned == "conjugate":
+        return ReturnCrlb(phase_var, phase_var * energy / ((4.0 * np.pi * sample_interval) ** 2 * energy_spread(x)))
+    noise_var, leader_gain, follower_gain = (np.asarray(v, float) for v in (noise_var, leader_gain, follower_gain))
+    c = return_scale(received_energy(g_e, a), noise_var, num_samples, num_leader, follower_gain, power, returned)
+    signal = c * leader_gain * follower_gain * whitened_energy(g_e, a, np.zeros(()))
+    return ReturnCrlb(phase_var, frequency_offset_crlb(x, signal, noise_var, sample_interval))
+
+
+def energy_spread(x: ArrayLike, positions: ArrayLike | None = None) -> float:
+    """``sum (n - n_c)^2 |x(n)|^2`` about the energy centroid."""
+    x = np.asarray(x)
+    weight = np.abs(x) ** 2
+    positions = np.arange(x.shape[-1], dtype=float) if positions is None else np.asarray(positions, float)
+    if x.ndim != 1 or positions.shape != x.shape:
+        raise ValueError(f"x and positions must be of the same shape (N,), not {x.shape} and {positions.shape}")
+    return float(weight @ (positions - weight @ positions / weight.sum()) ** 2)
 
 
 def largest_eigenvalue(g_e: NDArray) -> NDArray:

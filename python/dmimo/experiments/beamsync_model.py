@@ -161,6 +161,45 @@ def nls_errors(draws: PairDraws, result: Exchange) -> NDArray:
     return np.angle(beamsync.nls_phasor(result.yx, result.directions, draws.g_e[:, None], result.return_gain))
 
 
+def return_samples(
+    rng: np.random.Generator, draws: PairDraws, a: NDArray, noise_var: float, x: NDArray, *,
+    stage_two: NDArray | float = 0.0, stage_three: NDArray | float = 0.0, returned: Returned = "conjugate",
+) -> NDArray:
+    r"""Samples ``u(n) = (a^T Y_B2)(n)`` (T, N) of one round, with oscillators that turn; phases refer to the truth.
+
+    For `core.beamsync.return_estimate` (``u[:, None, :]``, direction ``ones(1)``). Of what the leader receives only
+    the component along :math:`G_e a` comes back into u, and of the rest the energy only, so a trial costs N scalars
+    at each end whatever the number of antennas; the law is exactly that of the samples.
+
+    Parameters
+    ----------
+    draws, a : channel, gains and the direction of stage II; the noise of stages II and III comes from `rng`.
+    x : (N,) what the follower sends; the return has its energy.
+    stage_two, stage_three : (N,) or (T, N), ``theta_A - theta_B`` in rad at the samples of the two stages. A receives
+        with minus this phase and B with plus. For the paper's (43) and (44), in which both directions turn alike by
+        the sum of the oscillators' phases, give minus that sum in stage II and plus that sum in stage III.
+    """
+    x = np.asarray(x)
+    size, num = len(draws.g_e), x.shape[-1]
+    sigma, energy = np.sqrt(noise_var), float(np.sum(np.abs(x) ** 2))
+    others = draws.g_e.shape[1] - 1
+    along = np.linalg.norm(_apply(draws.g_e, a), axis=-1)[:, None]
+    heard = (draws.c_follower[:, None] * along) * x * np.exp(-1j * np.asarray(stage_two))
+    heard = heard + sigma * complex_normal(rng, (size, num))
+    if returned == "matched":
+        heard = (heard @ np.conj(x))[:, None] / energy * x
+        rest = rng.standard_gamma(others, size=(size, 1)) if others else 0.0
+    elif returned == "conjugate":
+        rest = rng.standard_gamma(others * num, size=(size, 1)) if others else 0.0
+    else:
+        raise ValueError(f'returned = "{returned}" must be "conjugate" or "matched"')
+    total = np.sum(np.abs(heard) ** 2, axis=-1, keepdims=True) + noise_var * rest
+    sent = np.sqrt(energy / total) * np.conj(heard)
+    u = draws.c_leader[:, None] * along * sent * np.exp(1j * np.asarray(stage_three))
+    turn = draws.c_leader * np.conj(draws.c_follower)
+    return np.conj(turn / np.abs(turn))[:, None] * (u + sigma * complex_normal(rng, (size, num)))
+
+
 def bound(
     draws: PairDraws, noise_var: float, num_samples: int, *, a: NDArray | None = None,
     power: float = 1.0, returned: Returned = "conjugate",

@@ -1,0 +1,376 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+r"""Carrier frequency offset of a beamed burst, by maximum likelihood, and waveforms that suit it.
+
+The burst arrives with an unknown gain at each antenna,
+
+.. math:: Y = b\, x^T D + W, \qquad D = \mathrm{diag}(e^{2j \pi f n T}),
+
+and the likelihood is largest where :math:`|Y D^* x^*|^2` is. That is a trigonometric polynomial of f whose
+coefficients are the autocorrelations of :math:`y_m x^*` summed over the antennas m: once summed, the antennas are
+gone, one FFT samples it finely enough to find the right maximum, and Newton's method ends on it exactly.
+
+References
+----------
+BeamSync: Over-the-Air Synchronization for Distributed Massive MIMO Systems, section IV, eq. (24) to (26). Deviation:
+f has the sign that it has on the air (the paper's :math:`\Delta = -f`), x may be complex.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import fft, special
+
+# Points of the coarse search per 1 / (N T): the maximum is never more than a sixteenth of the main lobe's half away.
+_OVERSAMPLING = 8
+# Newton's method doubles the digits from about two after the parabola; more only where noise made the top flat.
+_NEWTON_STEPS = 12
+# Bursts are joined over a gap if one deviation turns them by at most a sixteenth: then the next maximum is eight away.
+_SAFE_TURNS = 1.0 / 16.0
+# A finer estimate further than this many deviations from the coarse one is another maximum.
+_GATE = 6.0
+# Trials searched at a time: spectra that stay in the cache.
+_CHUNK_VALUES = 1 << 16
+# Chance that noise alone passes for a burst; the searched frequencies share it. Below 1e-3 with room for what the
+# count of independent frequencies leaves out.
+FALSE_ALARM = 1e-4
+
+
+class FrequencyEstimate(NamedTuple):
+    """Offset in Hz, its predicted standard deviation, and whether both are to be believed, each (...)."""
+
+    frequency_hz: NDArray
+    frequency_std_hz: NDArray
+    trusted: NDArray
+
+
+class Peak(NamedTuple):
+    """Maximum of a summed periodogram: cycles per sample (...), its value (...), whether a larger one lies outside."""
+
+    cycles: NDArray
+    value: NDArray
+    outside: NDArray
+
+
+def frequency_offset(
+    y: ArrayLike, x: ArrayLike, sample_interval: float, *, max_offset: float | None = None
+) -> NDArray:
+    r"""Maximum-likelihood frequency offset f in Hz (...), for :math:`y \approx b\, x(n) e^{+2j \pi f n T}`.
+
+    Parameters
+    ----------
+    y : (..., M, N) complex, what M antennas received.
+    x : (N,) or (..., N), what was sent, real or complex; some samples, not all but one, may be zero.
+    sample_interval : T in seconds.
+    max_offset : largest ``|f|`` in Hz; the estimate stays within. None: ``1 / (2 T)``, beyond which f has aliases.
+        A limit lowers the SNR at which wrong maxima appear, and is what makes a waveform with gaps unambiguous.
+
+    Returns
+    -------
+    ndarray (...), nan for a burst that has no energy at the samples of x or is not finite. `frequency_estimate` also
+    tells how far to trust it.
+
+    Raises
+    ------
+    ValueError
+        If a shape does not fit, x is zero at all samples but one, or the interval or the limit are out of range.
+    """
+    y, x = _as_arrays(y, x)
+    max_cycles = check_max_cycles(max_offset, sample_interval)
+    product = y * np.conj(x)[..., None, :]
+    flat = product.reshape(-1, *product.shape[-2:])
+    rows = max(1, _CHUNK_VALUES // (_OVERSAMPLING * flat.shape[-1]))
+    out = np.empty(len(flat))
+    with np.errstate(invalid="ignore", over="ignore"):
+        for start in range(0, len(flat), rows):
+            part = slice(start, start + rows)
+            out[part] = periodogram_peak(autocorrelation(flat[part]), max_cycles).cycles
+    return out.reshape(product.shape[:-2]) / sample_interval
+
+
+def frequency_estimate(
+    y: ArrayLike, x: ArrayLike, starts: ArrayLike, sample_interval: float, *, max_offset: float | None = None
+) -> FrequencyEstimate:
+    r"""Offset, its predicted standard deviation and whether it is trusted, from bursts with gaps between them.
+
+    Each burst by itself is unambiguous and coarse; the phases from burst to burst are fine and ambiguous. The first
+    estimate takes the bursts' gains as unknown and unrelated (their periodograms added). Then bursts are joined into
+    coherent groups, :math:`J = \sum_g |\sum_{k \in g} Y_k D^* x^*|^2`, whose span grows as long as the deviation
+    reached so far leaves no doubt about the whole turns over it, each time with the maximum of the new J. With
+    everything joined this is the maximum-likelihood estimate with one gain vector for all bursts; if a gap is too
+    long for that, the estimate and its deviation are those of the groups reached.
+
+    Parameters
+    ----------
+    y : (..., K, M, N) complex, K bursts received by M antennas.
+    x : (N,) or (K, N), what was sent.
+    starts : (K,) int, absolute sample of each burst's first, increasing; the oscillators run on between.
+    sample_interval : T in seconds.
+    max_offset : as in `frequency_offset`.
+
+    Returns
+    -------
+    FrequencyEstimate
+        Each (...). Deviations follow the bound (35) with the noise and gains found, and what the unknown gains cost
+        beyond it at low SNR. Not trusted: bursts that may be noise (`FALSE_ALARM`), that are not finite (nan), whose
+        maximum is at the limit of the search, or that have a larger one beyond it. A carrier beyond
+        ``1 / (2 T)`` has an alias inside, which nothing here can tell.
+
+    Raises
+    ------
+    ValueError
+        As `frequency_offset`, and for starts that overlap or do not fit.
+    """
+    y = np.asarray(y)
+    if y.ndim < 3 or 0 in y.shape[-3:]:
+        raise ValueError(f"y has shape {y.shape}; it must be (..., K, M, N), none of them 0")
+    y, x = _as_arrays(y, x)
+    num_bursts, _, num_samples = y.shape[-3:]
+    if x.shape not in ((num_samples,), (num_bursts, num_samples)):
+        raise ValueError(f"x has shape {x.shape}; it must be ({num_samples},) or ({num_bursts}, {num_samples})")
+    starts = np.asarray(starts)
+    if starts.shape != (num_bursts,) or not np.all(np.diff(starts) >= num_samples):
+        raise ValueError(f"starts = {starts} must be {num_bursts} samples, each {num_samples} or more after the last")
+    max_cycles = check_max_cycles(max_offset, sample_interval)
+    x = np.broadcast_to(x, (num_bursts, num_samples))
+    flat = y.reshape(-1, *y.shape[-3:])
+    with np.errstate(invalid="ignore", over="ignore"):
+        items = [_estimate(item, x, starts - starts[0], max_cycles) for item in flat]
+    cycles, std, trusted = (np.array(values).reshape(y.shape[:-3]) for values in zip(*items, strict=True))
+    return FrequencyEstimate(cycles / sample_interval, std / sample_interval, trusted)
+
+
+def _estimate(y: NDArray, x: NDArray, starts: NDArray, max_cycles: float) -> tuple[float, float, bool]:
+    """(cycles per sample, their deviation, trusted) of one set of bursts (K, M, N)."""
+    product = y * np.conj(x)[:, None, :]
+    peak = periodogram_peak(autocorrelation(product).sum(axis=0), max_cycles)
+    cycles = float(peak.cycles)
+    if not np.isfinite(cycles):
+        return np.nan, np.inf, False
+    groups = np.arange(len(starts))
+    position = starts[:, None] + np.arange(y.shape[-1])
+    total = float(np.sum(np.abs(y) ** 2))
+    found = _group_energies(product, x, position, groups, cycles)[0]
+    share = np.sum(found) / total
+    threshold = detection_threshold(y.shape[0] * y.shape[1], y.shape[-1], 2.0 * max_cycles)
+    std = _deviation(product, x, position, groups, cycles, total)
+    while np.isfinite(std) and groups[-1] > 0:
+        wider = _joined(starts, _SAFE_TURNS / std if std > 0 else np.inf)
+        if wider[-1] >= groups[-1]:
+            break
+        finer = _refine(product, position, wider, cycles, std)
+        finer_std = _deviation(product, x, position, wider, finer, total)
+        if not finer_std < std or abs(finer - cycles) > _GATE * std:
+            break
+        groups, cycles, std = wider, finer, finer_std
+    inside = not bool(peak.outside) and (max_cycles >= 0.5 or abs(cycles) < max_cycles)
+    return cycles, std, bool(share > threshold and inside and np.isfinite(std))
+
+
+def _joined(starts: NDArray, span: float) -> NDArray:
+    """Number (K,) of the group of each burst: as many in a row as start within `span` samples of the first."""
+    groups, first = np.zeros(len(starts), int), 0
+    for k in range(1, len(starts)):
+        new = starts[k] - starts[first] > span
+        first = k if new else first
+        groups[k] = groups[k - 1] + new
+    return groups
+
+
+def _grouped(product: NDArray, position: NDArray, groups: NDArray, cycles: float) -> tuple[NDArray, NDArray, NDArray]:
+    """``sum y x^* e^{-2j pi nu n}`` of each group (G, M) and its first two derivatives by nu."""
+    _, first = np.unique(groups, return_index=True)
+    last = np.append(first[1:], len(groups)) - 1
+    # Counted from the middle of each group: large numbers only between groups, where the phase does not matter.
+    middle = 0.5 * (position[first, 0] + position[last, -1])
+    turn = 2.0 * np.pi * (position - middle[groups][:, None])
+    turned = product * np.exp(-1j * cycles * turn)[:, None, :]
+    zero, one, two = (
+        np.add.reduceat((turned * turn[:, None, :] ** power).sum(axis=-1), first, axis=0) for power in (0, 1, 2)
+    )
+    return zero, -1j * one, -two
+
+
+def _refine(product: NDArray, position: NDArray, groups: NDArray, cycles: float, std: float) -> float:
+    """The maximum of the groups' coherent likelihood next to `cycles`."""
+    for _ in range(_NEWTON_STEPS):
+        value, slope, curvature = _grouped(product, position, groups, cycles)
+        first = 2.0 * np.sum(np.conj(value) * slope).real
+        second = 2.0 * np.sum(np.abs(slope) ** 2 + (np.conj(value) * curvature).real)
+        step = -first / second if second < 0 else np.sign(first) * std
+        cycles += float(np.clip(step, -std, std))
+        if abs(step) < 1e-9 * std:
+            break
+    return cycles
+
+
+def _group_energies(
+    product: NDArray, x: NDArray, position: NDArray, groups: NDArray, cycles: float
+) -> tuple[NDArray, NDArray, NDArray]:
+    """Energy in y that each group's gain explains, energy of x in it, and its sum ``(n - n_c)^2 |x|^2``, (G,) each."""
+    weight = np.abs(x) ** 2
+    _, first = np.unique(groups, return_index=True)
+    energy, moment = (np.add.reduceat(v.sum(axis=-1), first) for v in (weight, weight * position))
+    spread = np.add.reduceat((weight * (position - (moment / energy)[groups][:, None]) ** 2).sum(axis=-1), first)
+    value = _grouped(product, position, groups, cycles)[0]
+    return np.sum(np.abs(value) ** 2, axis=-1) / energy, energy, spread
+
+
+def _deviation(
+    product: NDArray, x: NDArray, position: NDArray, groups: NDArray, cycles: float, total: float
+) -> float:
+    """Predicted deviation in cycles per sample with the noise found; infinite without signal or a fit to the groups."""
+    num_bursts, num_antennas, num_samples = product.shape
+    if num_samples < 2:
+        return np.inf
+    alone = np.sum(_group_energies(product, x, position, np.arange(num_bursts), cycles)[0])
+    explained, energy, spread = _group_energies(product, x, position, groups, cycles)
+    noise_var = max(total - alone, 0.0) / (num_bursts * num_antennas * (num_samples - 1))
+    # What noise adds to |b|^2 |x|^2, and noise times noise, which is what not knowing b costs.
+    signal = np.maximum(explained - num_antennas * noise_var, 0.0)
+    information = np.sum(signal / energy * spread)
+    if not information > 0:
+        return np.inf
+    excess = np.sum((signal + num_antennas * noise_var) / energy * spread) / information
+    joined = num_bursts - len(explained)
+    misfit = alone - np.sum(explained) - joined * num_antennas * noise_var
+    if misfit > 0.25 * np.sum(signal):
+        return np.inf  # half a radian between bursts: they do not share one gain
+    if misfit > _GATE * np.sqrt(joined * num_antennas) * noise_var:
+        noise_var += 2.0 * misfit / joined  # phase noise between bursts, all of it in the phase
+    return float(np.sqrt(noise_var * excess / (8.0 * np.pi**2 * information)))
+
+
+def autocorrelation(v: NDArray) -> NDArray:
+    """Summed over antennas: ``sum_m sum_n v[m, n + k] conj(v[m, n])``, lags k = 0 to N - 1, from (..., M, N)."""
+    num = v.shape[-1]
+    spectrum = fft.fft(v, fft.next_fast_len(2 * num - 1), axis=-1)
+    power = np.sum(spectrum.real**2 + spectrum.imag**2, axis=-2)
+    return fft.ifft(power, axis=-1)[..., :num]
+
+
+def periodogram_peak(lags: NDArray, max_cycles: float) -> Peak:
+    r"""Maximum of :math:`J(\nu) = \sum_k r_k e^{-2j \pi \nu k}` (k of both signs) over ``|nu| <= max_cycles``.
+
+    Parameters
+    ----------
+    lags : (..., N) complex, `autocorrelation`.
+    max_cycles : in cycles per sample, up to 1/2.
+
+    Returns
+    -------
+    Peak
+        cycles is nan where `lags` is zero or not finite; `outside` is true where J is larger beyond the limit.
+    """
+    scale = lags[..., :1].real
+    valid = np.isfinite(lags).all(axis=-1) & (scale[..., 0] > 0)
+    r = np.where(valid[..., None], lags / np.where(scale > 0, scale, 1.0), 0.0)
+    size = fft.next_fast_len(_OVERSAMPLING * r.shape[-1], real=True)
+    spectrum = fft.hfft(r, size, axis=-1)
+    bins = fft.fftfreq(size, 1.0 / size)
+    # One point beyond the limit on either side: the maximum may lie between.
+    within = np.abs(bins) <= np.floor(max_cycles * size) + 1
+    top = np.argmax(np.where(within, spectrum, -np.inf), axis=-1)
+    left, middle, right = (
+        np.take_along_axis(spectrum, (top[..., None] + shift) % size, axis=-1)[..., 0] for shift in (-1, 0, 1)
+    )
+    bend = left - 2.0 * middle + right
+    shift = np.divide(0.5 * (left - right), bend, out=np.zeros_like(bend), where=bend < 0)
+    cycles = (bins[top] + np.clip(shift, -1.0, 1.0)) / size
+    cycles = _newton(r, cycles, 1.0 / size)
+    if max_cycles >= 0.5:
+        cycles = cycles - np.round(cycles)
+    cycles = np.clip(cycles, -max_cycles, max_cycles)
+    value = _polynomial(r, cycles)[0]
+    outside = spectrum.max(axis=-1) > value * (1 + 1e-9)
+    return Peak(np.where(valid, cycles, np.nan), value * scale[..., 0], outside)
+
+
+def _newton(r: NDArray, cycles: NDArray, spacing: float) -> NDArray:
+    """The stationary point next to `cycles`, to machine precision; at most half a spacing per step."""
+    for _ in range(_NEWTON_STEPS):
+        _, slope, curvature = _polynomial(r, cycles)
+        uphill = np.array(np.sign(slope) * spacing)
+        step = np.divide(-slope, curvature, out=uphill, where=curvature < 0)
+        step = np.clip(step, -0.5 * spacing, 0.5 * spacing)
+        cycles = cycles + step
+        # Two steps after 1e-8 there is nothing left: the error squares.
+        if not np.any(np.abs(step) > 1e-9 * spacing):
+            break
+    return cycles
+
+
+def _polynomial(r: NDArray, cycles: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+    """J and its first two derivatives by cycles, (...) each, from lags (..., N)."""
+    k = np.arange(r.shape[-1])
+    turned = r * np.exp(-2j * np.pi * cycles[..., None] * k)
+    turn = 2.0 * np.pi * k
+    weight = np.where(k == 0, 1.0, 2.0)
+    return turned.real @ weight, 2.0 * (turned.imag @ turn), -2.0 * (turned.real @ turn**2)
+
+
+def detection_threshold(num_signals: int, num_samples: int, searched_cycles: float) -> float:
+    r"""Share of the energy that a waveform must explain, above which a burst is not noise alone.
+
+    The share :math:`\sum |y x^*|^2 / (|x|^2 \sum |y|^2)` of noise in `num_signals` antennas (and bursts) of N samples
+    is Beta(M, M (N - 1)) at each frequency; the maximum over the searched width is taken as that of four independent
+    ones per 1 / N, an upper bound from four samples on. `FALSE_ALARM` is for all of them together. With fewer samples a
+    search fits nearly anything: the threshold is then 1, which nothing passes.
+    """
+    if num_samples < (4 if searched_cycles > 0 else 2):
+        return 1.0
+    frequencies = 1.0 + 4.0 * searched_cycles * num_samples
+    return 1.0 - special.betaincinv(num_signals * (num_samples - 1), num_signals, FALSE_ALARM / frequencies)
+
+
+def check_max_cycles(max_offset: float | None, sample_interval: float) -> float:
+    """The limit of the search in cycles per sample, checked."""
+    if not (np.isfinite(sample_interval) and sample_interval > 0):
+        raise ValueError(f"sample_interval = {sample_interval} must be positive and finite")
+    if max_offset is None:
+        return 0.5
+    if not 0.0 < max_offset * sample_interval <= 0.5:
+        limit = 0.5 / sample_interval
+        raise ValueError(f"max_offset = {max_offset} Hz must be positive and at most 1 / (2 T) = {limit:g} Hz")
+    return float(max_offset * sample_interval)
+
+
+def edge_energy_waveform(num_samples: int, *, share: float = 1.0, peak_power: float | None = None) -> NDArray:
+    r"""Real synchronisation signal (N,) of unit mean power with its energy towards both ends.
+
+    The bound of the frequency is inverse to :math:`\sum (n - n_c)^2 |x(n)|^2`, which is 3 (N - 1) / (N + 1) times as
+    large with all energy in the two end samples as with constant modulus (4.5 dB at N = 32). `share` of the energy
+    goes to the ends, as far out as `peak_power` lets it, and the rest evenly under it. Two separate pulses repeat in
+    frequency at 1 / (distance T): search within half of that (`max_offset`), or keep some energy even.
+
+    Parameters
+    ----------
+    num_samples : N, at least 2.
+    share : 0, constant, to 1.
+    peak_power : largest ``|x(n)|^2`` over the mean, at least 1; None: no limit.
+    """
+    if num_samples < 2:
+        raise ValueError(f"num_samples = {num_samples} must be at least 2")
+    if not 0.0 <= share <= 1.0:
+        raise ValueError(f"share = {share} must lie between 0 and 1")
+    if peak_power is not None and not peak_power >= 1.0:
+        raise ValueError(f"peak_power = {peak_power} must be at least 1, the mean")
+    half = 0.5 * share * num_samples
+    room = np.inf if peak_power is None else peak_power - (1.0 - share)
+    if room >= half:
+        side = np.zeros(num_samples)
+        side[0] = half
+    else:
+        side = np.clip(half - room * np.arange(num_samples), 0.0, room)
+    return np.sqrt(1.0 - share + side + side[::-1])
+
+
+def _as_arrays(y: ArrayLike, x: ArrayLike) -> tuple[NDArray, NDArray]:
+    y, x = np.asarray(y), np.asarray(x)
+    if y.ndim < 2 or 0 in y.shape[-2:]:
+        raise ValueError(f"y has shape {y.shape}; it must be (..., M, N), neither of them 0")
+    if x.ndim < 1 or x.shape[-1] != y.shape[-1]:
+        raise ValueError(f"x has shape {x.shape}; its last axis must have the {y.shape[-1]} samples of y")
+    if not np.all(np.isfinite(x)) or np.any(np.count_nonzero(x, axis=-1) < 2):
+        raise ValueError("x must be finite and have at least two samples that are not zero")
+    return y, x
