@@ -26,7 +26,9 @@ def curve_families(summary: Mapping) -> Figure:
         `low`, `high` (n,)) and `dashed` (n,) or None. Optional `x_scale` ("log"), `y_scale` ("linear"),
         `families_title`.
     """
-    figure, axes = new_figure(7.0, 4.8)
+    labels = [*(family["label"] for family in summary["families"]), *summary["kinds"], summary["bound"] or ""]
+    # The legends stand beside axes of the same width whatever they say.
+    figure, axes = new_figure(5.5 + 0.068 * max(map(len, labels)), 4.8)
     x = np.asarray(summary["x"], np.float64)
     for index, family in enumerate(summary["families"]):
         colour = COLOURS[index % len(COLOURS)]
@@ -54,7 +56,7 @@ def evolution(summary: Mapping) -> Figure:
         axes.
     """
     zoom = summary.get("zoom")
-    figure, axes = new_figure(10.4 if zoom else 6.8, 4.6, columns=2 if zoom else 1, widths=(1, 1) if zoom else (1,))
+    figure, axes = new_figure(10.4 if zoom else 6.8, 5.4, columns=2 if zoom else 1, widths=(1, 1) if zoom else (1,))
     panels = np.atleast_1d(axes)
     x = np.asarray(summary["x"], np.float64)
     for panel in panels:
@@ -68,7 +70,7 @@ def evolution(summary: Mapping) -> Figure:
         panel.set_xlim(x[0], x[-1])
         panel.grid(True, color="#dddddd", linewidth=0.7)
         panel.set(xlabel=summary["x_label"], ylabel=summary["y_label"])
-    panels[0].legend(frameon=True, framealpha=0.95, edgecolor="none", fontsize=8).set_zorder(4)
+    panels[0].legend(loc="upper left", bbox_to_anchor=(-0.02, -0.14), frameon=False, fontsize=8.5)
     set_title(panels[0], summary["title"], summary["caption"])
     if zoom:
         panels[1].set_ylim(*zoom)
