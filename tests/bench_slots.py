@@ -150,7 +150,7 @@ def bare_times(window, total):
 def real_times(window, passes):
     """Seconds and CPU seconds per slot of the flowgraph of a testbed, sweep only."""
     assembly = Assembly(testbed.parse(TESTBED.format(passes=passes, window=window)))
-    flowgraph = flowgraphs.calibration_flowgraph(assembly)
+    flowgraph = flowgraphs.testbed_flowgraph(assembly)
     total, marks = len(assembly.schedule.slots), []
     release = flowgraph.scheduler._machine._advance
 

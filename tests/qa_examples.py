@@ -149,7 +149,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def calibrated(name):
     """Return assembly and report of a run of an example testbed file that reaches the ideal gain."""
     assembly = Assembly.load(EXAMPLES / name)
-    outcome = flowgraphs.run(flowgraphs.calibration_flowgraph(assembly), timeout_s=LIMIT_S)
+    outcome = flowgraphs.run(flowgraphs.testbed_flowgraph(assembly), timeout_s=LIMIT_S)
     assert outcome.error is None
     assert outcome.report["coherent_gain_db"] == pytest.approx(outcome.report["ideal_gain_db"], abs=0.1)
     return assembly, outcome.report

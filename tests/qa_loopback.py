@@ -33,7 +33,7 @@ def parameters(seed=1, snr=20, cfo=0, linewidth=0, ports=1, slot=256, window=16,
 
 def run(max_noutput_items=None, **changes):
     assembly = Assembly(testbed.parse(BASE.format(**parameters(**changes))))
-    flowgraph = flowgraphs.calibration_flowgraph(assembly)
+    flowgraph = flowgraphs.testbed_flowgraph(assembly)
     if max_noutput_items is not None:
         start = flowgraph.start
         flowgraph.start = lambda: start(max_noutput_items)
@@ -76,7 +76,7 @@ def changed(old, new, **options):
     text = BASE.format(**parameters(**options))
     assert old in text
     assembly = Assembly(testbed.parse(text.replace(old, new)))
-    return flowgraphs.run(flowgraphs.calibration_flowgraph(assembly), timeout_s=60)
+    return flowgraphs.run(flowgraphs.testbed_flowgraph(assembly), timeout_s=60)
 
 
 def test_clock_offsets_loop_delays_and_multipath_cost_no_gain():
@@ -124,7 +124,7 @@ def test_carrier_a_whole_bin_off_is_flagged():
 
 
 def test_single_beam_needs_no_settings():
-    outcome = flowgraphs.run(flowgraphs.calibration_flowgraph(Assembly(testbed.parse(
+    outcome = flowgraphs.run(flowgraphs.testbed_flowgraph(Assembly(testbed.parse(
         "version: 1\nnodes: [{name: a}, {name: b, oscillator: {cfo_hz: 30}}, {name: c}]\n"))), timeout_s=60)
     assert outcome.error is None
     assert outcome.report["frequency_hz"][1] == pytest.approx(30, abs=8)
@@ -214,5 +214,5 @@ def test_failing_block_ends_the_run_with_its_traceback(monkeypatch):
 def test_run_that_takes_too_long_is_stopped():
     assembly = Assembly(testbed.parse(BASE.format(**parameters(faults="[{kind: silent, node: ap1, slot: 0}]")).replace(
         "watchdog_s: 0.3", "watchdog_s: 100")))
-    outcome = flowgraphs.run(flowgraphs.calibration_flowgraph(assembly), timeout_s=0.5)
+    outcome = flowgraphs.run(flowgraphs.testbed_flowgraph(assembly), timeout_s=0.5)
     assert "did not end within 0.5 s: 0 of" in outcome.error

@@ -212,10 +212,10 @@ def test_a_cycle_is_repeated_until_its_time_is_over_and_every_attempt_has_its_ow
     assert len({(grant.slot, grant.attempt) for grant in grants}) == len(grants)
 
 
-def test_a_paced_phase_begins_the_pace_after_the_one_before_it():
+def test_a_paced_phase_begins_the_pace_after_the_last_paced_one():
     schedule = cycled(paced=(1,))
     grants, _ = walk(SlotScheduler(schedule, until_sample=1500), schedule, pace=1000)
-    assert [grant.start for grant in grants] == [0, 100, 1100, 1200, 2200]
+    assert [grant.start for grant in grants] == [0, 100, 1000, 1100, 2000]
 
 
 def test_each_cycle_has_all_its_attempts():

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -15,14 +16,16 @@ from . import __version__, testbed
 from .core import metrics, waveforms
 from .core.sweep_calibration import SweepCalibration
 from .protocols import beam_sweep, verification
-from .protocols.slots import Role, Schedule, build_schedule
+from .protocols.slots import Collector, Role, Schedule, build_schedule
 from .records import CalibrationRecord
 from .simulation.faults import Fault
 from .simulation.hardware import Panel, draw_gains
 from .simulation.network import Network, SimulatedNode
 from .simulation.oscillators import Clock, Oscillator
 from .simulation.propagation import Geometric, Rayleigh
+from .synchronization_assembly import Synchronization
 
+Protocol = Literal["sweep", "sync"]
 WINDOW_ADVANCE = 4  # the receive window opens a quarter of the prefix early: clocks may be late by as much
 
 
@@ -33,21 +36,33 @@ class Assembly:
     ----------
     bed : Testbed
     verify : bool
-        Whether the verification follows the calibration (needs a `verification` section).
+        Whether the verification follows (needs a `verification` section).
+    protocol : "sweep" or "sync"
+        What the run is for: "sweep" calibrates by a beam sweep, after a synchronisation where the testbed has a
+        `beamsync` section; "sync" synchronises again and again.
+
+    Raises
+    ------
+    ValueError
+        If the testbed has no section for the protocol.
     """
 
-    def __init__(self, bed: testbed.Testbed, verify: bool = True):
+    def __init__(self, bed: testbed.Testbed, verify: bool = True, protocol: Protocol = "sweep"):
         self.testbed = bed
+        self.protocol = protocol
         self.verifies = verify and bed.verification is not None
+        if protocol == "sync" and bed.beamsync is None:
+            raise ValueError("beamsync: the testbed has no such section")
         self.port_names = testbed.port_names(bed)
         self._nodes = {node.name: node for node in bed.nodes}
         self._aps = tuple(ap.name for ap in bed.aps)
 
     @classmethod
-    def load(cls, path: str | Path, seed: int | None = None, verify: bool = True) -> "Assembly":
+    def load(cls, path: str | Path, seed: int | None = None, verify: bool = True,
+             protocol: Protocol = "sweep") -> "Assembly":
         """Assembly of a testbed file, with another seed where one is given."""
         bed = testbed.load(path)
-        return cls(bed if seed is None else replace(bed, seed=seed), verify)
+        return cls(bed if seed is None else replace(bed, seed=seed), verify, protocol)
 
     @cached_property
     def symbol(self) -> waveforms.SoundingSymbol:
@@ -96,26 +111,56 @@ class Assembly:
             layout=self.layout(1), samp_rate=bed.samp_rate, num_subbands=bed.slots.num_subbands,
             uplink_repeats=settings.uplink_repeats,
             repeats=settings.repeats, random_starts=settings.random_starts, seed=bed.seed,
+            **({"alone": "ap", "max_loss_db": None} if self.protocol == "sync" else {}),
         )
+
+    @cached_property
+    def synchronization(self) -> Synchronization | None:
+        """Plans and roles of the synchronisation, None without a `beamsync` section."""
+        return None if self.testbed.beamsync is None else Synchronization(
+            self.testbed, self.layouts, self.latency_samples)
+
+    @property
+    def watches(self) -> int:
+        """Measurements of the coherent gain between synchronisations; 1 where nothing is measured."""
+        return self.testbed.beamsync.watches if self.verifies else 1
 
     @cached_property
     def schedule(self) -> Schedule:
         """The whole run."""
-        window = self.testbed.slots.window
+        nodes, window, slot_samples = tuple(self._nodes), self.testbed.slots.window, self.testbed.slots.slot_samples
+        sync = self.synchronization
+        first = [] if sync is None else sync.first_phases()
+        verified = self.plan.phases(window) if self.verifies else []
+        if self.protocol == "sync":
+            # A watch at once, others and the next synchronisation at the pace: (verified) paced (verified) ... paced.
+            paced = [0, *(1 + k * len(verified) for k in range(1, self.watches))]
+            return build_schedule(nodes, slot_samples, first, [sync.phase_stage(), *verified * self.watches], paced)
+        if sync is not None:
+            first.append(sync.phase_stage())
         beams = {name: len(self._nodes[name].panel.beams) for name in self._aps}
-        slots = beam_sweep.sweep_slots(tuple(self._nodes), self._aps, beams, self.order)
-        phases = [(beam_sweep.PHASE, window, slots)]
-        if self.verifies:
-            phases += self.plan.phases(window)
-        return build_schedule(tuple(self._nodes), self.testbed.slots.slot_samples, phases)
+        slots = beam_sweep.sweep_slots(nodes, self._aps, beams, self.order)
+        return build_schedule(nodes, slot_samples, [*first, (beam_sweep.PHASE, window, slots), *verified])
 
     def roles(self, name: str) -> list[Role]:
         """New roles of a node."""
         self._known(name)
-        roles: list[Role] = [beam_sweep.SweepRole(name, self.layouts, tuple(self._nodes))]
+        roles: list[Role] = [] if self.synchronization is None else self.synchronization.roles(name)
+        if self.protocol == "sweep":
+            roles.append(beam_sweep.SweepRole(name, self.layouts, tuple(self._nodes)))
         if self.verifies:
             roles.append(verification.VerificationRole(name, self.plan))
         return roles
+
+    def collectors(self) -> dict[str, Collector]:
+        """New collectors by name; each phase of the schedule belongs to one of them."""
+        sync = self.synchronization
+        collectors: dict[str, Collector] = {} if sync is None else sync.collectors(self.watches)
+        if self.protocol == "sweep":
+            collectors["calibrator"] = self.sweep_collector()
+        if self.verifies:
+            collectors["verifier"] = self.verifier()
+        return collectors
 
     def faults(self, name: str) -> dict[str, object]:
         """Simulated faults of a node's role, as keyword arguments of the blocks `node` and `role`."""
@@ -145,7 +190,8 @@ class Assembly:
         """The simulated network, drawn from the testbed's seed."""
         bed = self.testbed
         common = dict(seed=bed.seed, path_gain_db=bed.propagation.path_gain_db, delays=bed.propagation.delays,
-                      pair_gain_db=bed.propagation.pair_gain_db, blocked_pairs=bed.propagation.blocked_pairs)
+                      pair_gain_db=bed.propagation.pair_gain_db, blocked_pairs=bed.propagation.blocked_pairs,
+                      coupling_db=bed.propagation.coupling_db)
         if bed.propagation.kind == "geometric":
             propagation = Geometric(num_paths=bed.propagation.num_paths, **common)
         else:

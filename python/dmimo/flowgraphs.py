@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Builds and runs the flowgraph of a testbed: scheduler, nodes, simulated network, calibrator, verifier."""
+"""Builds and runs the flowgraph of a testbed: scheduler, nodes, simulated network and what collects their results."""
 
 import os
 import time
@@ -7,17 +7,18 @@ from collections.abc import Callable, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-import numpy as np
 from gnuradio import gr
 
-from . import __version__, testbed
+from . import reports
 from .assembly import Assembly
 from .blocks.calibrator import calibrator
+from .blocks.collector import collector
 from .blocks.node import node
 from .blocks.simulated_network import simulated_network
 from .blocks.slot_scheduler import slot_scheduler
 from .blocks.verifier import verifier
 from .core.sweep_calibration import SweepCalibration
+from .protocols.slots import Collector
 
 POLL_S = 0.1
 
@@ -31,31 +32,42 @@ class Outcome:
     estimate: SweepCalibration | None = None
 
 
-class calibration_flowgraph(gr.top_block):
-    """Beam sweep, calibration and verification on a simulated network.
+class testbed_flowgraph(gr.top_block):
+    """The run of a testbed on a simulated network: synchronisation, calibration and verification, as it asks for.
 
     Parameters
     ----------
     assembly : Assembly
     calibration_file : str
-        Calibration file to write; empty for none.
+        Calibration file to write after a beam sweep; empty for none.
+    duration_s : float
+        Network time up to which a schedule with a cycle goes on.
     """
 
-    def __init__(self, assembly: Assembly, calibration_file: str = ""):
+    def __init__(self, assembly: Assembly, calibration_file: str = "", duration_s: float = 0.0):
         gr.top_block.__init__(self, assembly.testbed.name or "dmimo")
         bed, schedule = assembly.testbed, assembly.schedule
         slots = bed.slots
         self.assembly = assembly
         self.network = assembly.network()
-        self.scheduler = slot_scheduler(schedule, slots.max_attempts, slots.watchdog_s)
+        self.scheduler = slot_scheduler(schedule, slots.max_attempts, slots.watchdog_s,
+                                        until_sample=round(duration_s * bed.samp_rate))
         self.air = simulated_network(self.network)
-        self.calibrator = calibrator(assembly, calibration_file)
-        self.verifier = verifier(assembly) if assembly.verifies else None
+        self.collectors = {name: self._collector(name, member, calibration_file)
+                           for name, member in assembly.collectors().items()}
         self.nodes = [node(n.name, n.num_ports, schedule, assembly.roles(n.name), bed.samp_rate,
                            **assembly.faults(n.name)) for n in bed.nodes]
         self._connect_streams()
         self._connect_messages()
         self._pin()
+
+    def _collector(self, name: str, member: Collector, calibration_file: str) -> collector:
+        match name:
+            case "calibrator":
+                return calibrator(self.assembly, calibration_file)
+            case "verifier":
+                return verifier(self.assembly)
+        return collector(member, self.assembly.schedule.nodes, name)
 
     def _connect_streams(self) -> None:
         for member, config in zip(self.nodes, self.assembly.testbed.nodes, strict=True):
@@ -65,7 +77,7 @@ class calibration_flowgraph(gr.top_block):
                 self.connect((self.air, port), (member, own))
 
     def _connect_messages(self) -> None:
-        collectors = [block for block in (self.calibrator, self.verifier) if block is not None]
+        collectors = self.collectors.values()
         for member in self.nodes:
             self.msg_connect(self.scheduler, "control", member, "control")
             self.msg_connect(member, "status", self.scheduler, "status")
@@ -77,26 +89,32 @@ class calibration_flowgraph(gr.top_block):
             self.msg_connect(block, "error", self.scheduler, "status")
         self.msg_connect(self.air, "error", self.scheduler, "status")
 
+    def members(self) -> dict[str, Collector]:
+        """The collectors behind the blocks, by name."""
+        return {name: block.member for name, block in self.collectors.items()}
+
     def _pin(self) -> None:
         """All blocks of the loop on one processor: Python ones share the interpreter lock, and waking another processor
         for each message costs more than it gains."""
         processor = [common_processor()]
         members = [block for member in self.nodes for block in member.members()]
-        for block in (self.scheduler, self.air, self.calibrator, self.verifier, *members):
-            if block is not None:
-                block.set_processor_affinity(processor)
+        for block in (self.scheduler, self.air, *self.collectors.values(), *members):
+            block.set_processor_affinity(processor)
 
 
-def run(flowgraph: calibration_flowgraph, *, timeout_s: float = 3600.0,
-        progress: Callable[[int, int], None] | None = None) -> Outcome:
-    """Run a calibration flowgraph to its end.
+def run(flowgraph: testbed_flowgraph, *, timeout_s: float = 3600.0,
+        progress: Callable[[int, int], None] | None = None,
+        watch: Callable[[Mapping[str, Collector]], None] | None = None) -> Outcome:
+    """Run a flowgraph to its end.
 
     Parameters
     ----------
-    flowgraph : calibration_flowgraph
+    flowgraph : testbed_flowgraph
     timeout_s : float
         Limit of the whole run on the wall clock.
     progress : callable(completed slots, all slots), optional
+    watch : callable(collectors by name), optional
+        Called now and then while the flowgraph runs.
 
     Returns
     -------
@@ -110,6 +128,8 @@ def run(flowgraph: calibration_flowgraph, *, timeout_s: float = 3600.0,
         while not scheduler.finished_event.wait(POLL_S) and time.monotonic() < deadline:
             if progress is not None:
                 progress(scheduler.completed, total)
+            if watch is not None:
+                watch(flowgraph.members())
         error = scheduler.error if scheduler.finished_event.is_set() else (
             f"the run did not end within {timeout_s:g} s: {scheduler.completed} of {total} slots are complete")
         if progress is not None:
@@ -117,7 +137,9 @@ def run(flowgraph: calibration_flowgraph, *, timeout_s: float = 3600.0,
     finally:
         flowgraph.stop()
         flowgraph.wait()
-    return _outcome(flowgraph, error)
+    run = reports.Run(flowgraph.assembly, flowgraph.network, flowgraph.members(), error,
+                      flowgraph.scheduler.releases, flowgraph.scheduler.end_sample)
+    return Outcome(error, reports.report(run), run.estimate)
 
 
 def common_processor() -> int:
@@ -143,37 +165,3 @@ def batch_scheduling():
             os.sched_setscheduler(0, policy, os.sched_param(0))
 
 
-def _outcome(flowgraph: calibration_flowgraph, error: str | None) -> Outcome:
-    assembly, estimate = flowgraph.assembly, flowgraph.calibrator.estimate
-    bed = assembly.testbed
-    report: dict[str, object] = {
-        "error": error,
-        "seed": bed.seed,
-        "version": __version__,
-        "testbed": testbed.to_dict(bed),
-        "slots": flowgraph.scheduler.releases,
-        "duration_s": flowgraph.scheduler.end_sample / bed.samp_rate,
-        "pilot_samples": bed.slots.pilot_samples,
-        "snr_db_per_sample": bed.noise.snr_db,
-    }
-    if estimate is None:
-        return Outcome(error, report)
-    truth = assembly.truth(flowgraph.network, estimate)
-    report |= {
-        "ports": assembly.port_names,
-        "trusted": bool(estimate.trusted),
-        "reasons": estimate.reasons,
-        "reference_time": int(estimate.reference_time),
-        "frequency_hz": estimate.frequency_hz,
-        "delay_s": estimate.delay_s,
-        "c": estimate.c,
-        "c_true": truth["c"],
-        "predicted_phase_std_deg": np.degrees(estimate.phase_std_rad),
-        "pair_snr_db": estimate.pair_snr_db,
-        "phase_noise_hz": estimate.phase_noise_hz,
-        "alignment_error": truth["alignment_error"],
-        "phase_error_deg": truth["phase_error_deg"],
-    }
-    if flowgraph.verifier is not None and flowgraph.verifier.report is not None:
-        report |= flowgraph.verifier.report
-    return Outcome(error, report, estimate)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from .plotting_style import COLOURS, MARKERS, new_figure, set_title
+from .plotting_sync_run import synchronization
 from .plotting_synchronization import curve_families, evolution
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "gain_bars",
     "pair_snr",
     "run_figures",
+    "synchronization",
 ]
 
 # 95 % of a normal distribution.
@@ -67,13 +69,13 @@ def error_curves(summary: Mapping) -> Figure:
 
 
 def run_figures(report: Mapping) -> dict[str, Figure]:
-    """Figures of a calibration run by name, as far as its report reaches: `coefficients`, `gains`, `pair_snr`.
+    """Figures of a run by name, as far as its report reaches: `coefficients`, `gains`, `pair_snr`, `synchronization`.
 
     Parameters
     ----------
     report : mapping
         As written to report.json: `ports`, `c`, `c_true` where the truth is known, `predicted_phase_std_deg`,
-        `pair_snr_db` and the keys of `gain_bars`.
+        `pair_snr_db` and the keys of `gain_bars` and `synchronization`.
     """
     figures = {}
     if report.get("c_true") is not None:
@@ -85,6 +87,8 @@ def run_figures(report: Mapping) -> dict[str, Figure]:
         figures["gains"] = gain_bars(report)
     if report.get("pair_snr_db") is not None:
         figures["pair_snr"] = pair_snr(report["pair_snr_db"], report["ports"])
+    if report.get("synchronisations"):
+        figures["synchronization"] = synchronization(report)
     return figures
 
 

@@ -99,7 +99,10 @@ class Node:
 
 @dataclass(frozen=True)
 class Propagation:
-    """Reciprocal propagation between all nodes; `pair_gain_db` is keyed "ap1-ap2", in either order."""
+    """Reciprocal propagation between all nodes; `pair_gain_db` is keyed "ap1-ap2", in either order.
+
+    `coupling_db` is the mean gain between the ports of one node; None: they do not hear each other.
+    """
 
     kind: Literal["rayleigh", "geometric"] = "rayleigh"
     path_gain_db: float = 0.0
@@ -109,6 +112,7 @@ class Propagation:
     num_paths: int = 8
     pair_gain_db: dict[str, float] = field(default_factory=dict)
     blocked_pairs: tuple[tuple[str, ...], ...] = ()
+    coupling_db: float | None = None
 
 
 @dataclass(frozen=True)
@@ -173,6 +177,47 @@ class Verification:
 
 
 @dataclass(frozen=True)
+class BeamSync:
+    """Synchronisation of carrier and phase; `leader` None in a file means the first access point.
+
+    `linewidth_hz`, `drift_hz` and `drift_period_s` are what is assumed of each oscillator: from its data sheet.
+    """
+
+    leader: str | None = None
+    sync_samples: int = 128
+    waveform: Literal["ones", "gaussian", "sinusoid"] = "gaussian"
+    returns: Literal["amplify", "matched"] = "amplify"
+    rounds: int = 1
+    multiplexing: Literal["sequence", "subbands"] = "sequence"
+    guard_bins: int = 4
+    frequency_repeats: int = 8
+    max_offset_hz: float | None = None
+    pilot_share: float = 1.0
+    joint: bool = True
+    timing: bool = False
+    internal_calibration: Literal["ml", "argos", "none"] = "ml"
+    internal_repeats: int = 4
+    budget_deg: float = 10.0
+    linewidth_hz: float = 0.0
+    drift_hz: float = 0.0
+    drift_period_s: float = 100.0
+    min_interval_s: float = 0.05
+    max_interval_s: float = 60.0
+    watches: int = 3
+    duration_s: float = 10.0
+
+
+@dataclass(frozen=True)
+class Multiuser:
+    """Joint transmission to several user terminals at once; no `ues` means all of them."""
+
+    ues: tuple[str, ...] = ()
+    precoder: Literal["zero_forcing", "mrt", "rzf"] = "zero_forcing"
+    uplink_repeats: int = 4
+    repeats: int = 4
+
+
+@dataclass(frozen=True)
 class Testbed:
     """One distributed MIMO testbed."""
 
@@ -191,6 +236,8 @@ class Testbed:
     beam_sweep: BeamSweep = BeamSweep()
     calibration: CalibrationSettings = CalibrationSettings()
     verification: Verification | None = None
+    multiuser: Multiuser | None = None
+    beamsync: BeamSync | None = None
 
     @property
     def aps(self) -> tuple[Node, ...]:
@@ -268,11 +315,15 @@ def _merge(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, 
 
 def _fill_names(data: dict[str, Any]) -> None:
     """Put the first access point and the first user terminal where the file leaves them open."""
-    for section, key, kind in (("calibration", "reference", "ap"), ("verification", "ue", "ue")):
+    for section, key, kind in (("calibration", "reference", "ap"), ("verification", "ue", "ue"),
+                               ("beamsync", "leader", "ap")):
         settings = data.get(section, {} if section == "calibration" else None)
         if settings is not None and settings.get(key) is None:
             first = next((node["name"] for node in data["nodes"] if node.get("kind", "ap") == kind), None)
             data[section] = {**settings, key: first}
+    if data.get("multiuser") is not None and not data["multiuser"].get("ues"):
+        every = [node["name"] for node in data["nodes"] if node.get("kind", "ap") == "ue"]
+        data["multiuser"] = {**data["multiuser"], "ues": every}
 
 
 def _build(kind: Any, value: Any) -> Any:

@@ -148,6 +148,7 @@ def check(document: Document, testbed: Testbed) -> None:
     _check_roles(document, testbed)
     _check_slots(document, testbed)
     _check_sweep(document, testbed)
+    _check_beamsync(document, testbed)
 
 
 def _check_reference(document: Document, path: KeyPath, name: str | None, nodes: Sequence[Node]) -> None:
@@ -208,6 +209,11 @@ def _check_roles(document: Document, testbed: Testbed) -> None:
     _check_reference(document, ("calibration", "reference"), testbed.calibration.reference, testbed.aps)
     if testbed.verification is not None:
         _check_reference(document, ("verification", "ue"), testbed.verification.ue, testbed.ues)
+    if testbed.multiuser is not None:
+        if not testbed.multiuser.ues:
+            raise document.error(("multiuser",), "the testbed has no user terminal; required: at least one")
+        for index, name in enumerate(testbed.multiuser.ues):
+            _check_reference(document, ("multiuser", "ues", index), name, testbed.ues)
 
 
 def _check_slots(document: Document, testbed: Testbed) -> None:
@@ -236,3 +242,26 @@ def _check_sweep(document: Document, testbed: Testbed) -> None:
     if testbed.beam_sweep.beams is not None and testbed.beam_sweep.beams > most:
         problem = f"value {testbed.beam_sweep.beams}: a pair has at most {most} beam pairs; allowed: 1 to {most}, null"
         raise document.error(("beam_sweep", "beams"), problem)
+
+
+def _check_beamsync(document: Document, testbed: Testbed) -> None:
+    settings, slots = testbed.beamsync, testbed.slots
+    if settings is None:
+        return
+    _check_reference(document, ("beamsync", "leader"), settings.leader, testbed.aps)
+    beamed = [ap.name for ap in testbed.aps if len(ap.panel.beams) > 1]
+    if beamed:
+        raise document.error(("beamsync",), f"access points with beams ({', '.join(beamed)}): only digital ones, with "
+                                            "one beam per port, can be synchronised")
+    needed = slots.lead_samples + settings.sync_samples + 3 * slots.prefix_samples
+    if needed > slots.slot_samples:
+        problem = (f"value {settings.sync_samples}: slot_samples must be at least {needed} = lead_samples + "
+                   "sync_samples + 3 * prefix_samples")
+        raise document.error(("beamsync", "sync_samples"), problem)
+    many = any(ap.num_ports > 1 for ap in testbed.aps)
+    if settings.internal_calibration != "none" and many and testbed.propagation.coupling_db is None:
+        raise document.error(("beamsync", "internal_calibration"), f"value {settings.internal_calibration}: the ports "
+                             "of a node must hear each other: propagation.coupling_db must be set; allowed: none")
+    if settings.min_interval_s > settings.max_interval_s:
+        problem = f"value {settings.min_interval_s:g}: must be at most max_interval_s = {settings.max_interval_s:g}"
+        raise document.error(("beamsync", "min_interval_s"), problem)

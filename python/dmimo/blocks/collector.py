@@ -24,7 +24,7 @@ class collector(gr.basic_block):
 
     def __init__(self, collector: Collector, nodes, name: str = "collector"):
         gr.basic_block.__init__(self, name, None, None)
-        self._collector = collector
+        self.member = collector
         self._nodes = frozenset(nodes)
         self._results: dict[str, dict[str, dict[str, object]]] = {}
         self._grants: dict[str, list] = {}
@@ -38,11 +38,11 @@ class collector(gr.basic_block):
     def handle_phases(self, message):
         """Learn which attempts count, take products of other phases, finish with the run."""
         kind = messages.kind(message)
-        if kind == "phase" and messages.get(message, "phase") in self._collector.phases:
+        if kind == "phase" and messages.get(message, "phase") in self.member.phases:
             self._grants[messages.get(message, "phase")] = messages.grants(message)
             self._produce(messages.get(message, "phase"))
         elif kind == "product":
-            self._collector.update(messages.product(message))
+            self.member.update(messages.product(message))
         elif kind == "begin":
             self._results.clear()
             self._grants.clear()
@@ -53,7 +53,7 @@ class collector(gr.basic_block):
     def handle_results(self, message):
         """Keep a node's results."""
         phase = messages.get(message, "phase")
-        if phase in self._collector.phases:
+        if phase in self.member.phases:
             self._results.setdefault(phase, {})[messages.get(message, "node")] = messages.get(message, "values")
             self._produce(phase)
 
@@ -62,7 +62,7 @@ class collector(gr.basic_block):
         if phase not in self._grants or set(results) < self._nodes:
             return
         heard = {node: values for node, values in sorted(results.items()) if values}
-        product = self._collector.produce(phase, self._grants.pop(phase), heard)
+        product = self.member.produce(phase, self._grants.pop(phase), heard)
         del self._results[phase]
         self.finish(product)
         self.message_port_pub(PRODUCTS, messages.product_to_pmt(product))

@@ -81,7 +81,7 @@ class SlotScheduler:
         self._guard = guard_samples
         self._until = until_sample
         self._pace = 0
-        self._phase_start = self._next_start = first_start
+        self._paced_start = self._next_start = first_start
         self._phase_index = -1
         self._queue: list[int] = []
         self._retries: list[int] = []
@@ -229,8 +229,7 @@ class SlotScheduler:
                 return self._finish(None)
             self._phase_index -= self._schedule.cycle
         if self.phase.paced:
-            self._next_start = max(self._next_start, self._phase_start + self._pace)
-        self._phase_start = self._next_start
+            self._paced_start = self._next_start = max(self._next_start, self._paced_start + self._pace)
         self._tries.clear()
         self._queue = list(self.phase.slots)
         return self._advance()

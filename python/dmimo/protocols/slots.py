@@ -49,7 +49,7 @@ class Slot:
 class Phase:
     """A run of consecutive slots that ends at a barrier; `window` slots are in flight (1: lock-step).
 
-    A `paced` phase begins no earlier than the pace that a product has set after the phase before it began.
+    A `paced` phase begins no earlier than the pace, which a product sets, after the last paced phase began.
     """
 
     name: str

@@ -197,6 +197,7 @@ class Verifier:
         self._calibration: Mapping[str, object] | None = None
         self._weights: Mapping[str, object] | None = None
         self.report: dict[str, object] | None = None
+        self.history: list[dict[str, object]] = []
 
     def update(self, product: Product) -> None:
         """Take the calibration."""
@@ -269,6 +270,7 @@ class Verifier:
         reasons = self._doubts(together, ideal, single, shares, float(np.mean(noise)))
         if plan.max_loss_db is None:
             self.report["doubts"], reasons = list(reasons), ()
+        self.history.append({"sample": int(result["starts"][0]), **self.report})
         gains = [self.report.get(f"{name}_db") for name in
                  ("coherent_gain", "ideal_gain", "uncalibrated_gain", "best_single_node")]
         return Product(DOWNLINK, {"gains_db": np.array(gains, float)}, not reasons, reasons)

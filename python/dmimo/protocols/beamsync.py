@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+r"""BeamSync: access points (APs) agree on carrier frequency and phase over the air, with no measurement leaving them.
+
+The leader A and a follower B exchange bursts (`beamsync_plan`); each transmission of port m is multiplied by
+c_1 / c_m of the node's internal calibration. The follower measures
+
+* the frequency offset f = f_A - f_B from the leader's burst, and turns what it sends by :math:`e^{+2j\pi f n T}`, what
+  it receives by the conjugate;
+* the phase :math:`\varphi = \angle c_A - \angle c_B` from the conjugate that the leader returns, and turns what it sends
+  by :math:`e^{+j\varphi}`.
+
+CFO and phase noise enter the two directions with opposite signs: :math:`\varphi` moves by twice the difference of the
+oscillators and belongs to the middle between stages II and III. The correction is the follower's `NodeCorrection`,
+which its role block applies to everything that the node sends and receives; so every stage measures what is left.
+
+References
+----------
+BeamSync, algorithms 1 and 2. Deviations: the frequency correction acts on receive too (transmit alone leaves the
+calibration turning); a measurement has a time, and a tracking filter joins it to those before.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ..core import sounding
+from ..core import synchronization as sync
+from ..core.carrier_tracking import CarrierTracker
+from ..core.waveforms import SlotLayout
+from .beamsync_plan import (
+    FREQUENCY,
+    FREQUENCY_PILOT,
+    FREQUENCY_SIGNAL,
+    PHASE,
+    PHASE_PILOT,
+    PHASE_RETURN,
+    PHASE_SIGNAL,
+    BeamSyncPlan,
+)
+from .correction import NodeCorrection
+from .slots import Grant, Product, Slot
+
+UNKNOWN_OFFSET_HZ = 1e6  # deviation of an offset that was not measured
+PURPOSES = frozenset({FREQUENCY_PILOT, FREQUENCY_SIGNAL, PHASE_PILOT, PHASE_SIGNAL, PHASE_RETURN})
+
+
+class _SyncRole:
+    """What leader, followers and bystanders have in common; a bystander is silent and deaf."""
+
+    purposes = PURPOSES
+    reactive = True
+
+    def __init__(self, node: str, plan: BeamSyncPlan, ports: slice | None = None):
+        self._node = node
+        self._plan = plan
+        self._ports = ports
+        self._layout = plan.layouts.get(node)
+        self._factors = np.ones(0 if self._layout is None else self._layout.num_ports)
+
+    def beam(self, slot: Slot) -> int:
+        """Beam 0: the APs are digital."""
+        return 0
+
+    def transmit(self, slot: Slot, start: int) -> np.ndarray | None:
+        """Nothing."""
+        return None
+
+    def receive(self, slot: Slot, grant: Grant, samples: np.ndarray) -> None:
+        """Nothing."""
+
+    def results(self, grants: Sequence[Grant]) -> dict[str, object] | None:
+        """Nothing."""
+        return None
+
+    def update(self, product: Product) -> None:
+        """Take the internal calibration: transmissions of port m are multiplied by c_1 / c_m."""
+        if "internal_c" in product.values and self._ports is not None:
+            c = np.asarray(product.values["internal_c"])[self._ports]
+            self._factors = c[0] / c
+
+    def _sounding(self) -> np.ndarray:
+        burst = self._layout.sounding_burst(dtype=np.complex128)
+        return np.sqrt(self._plan.pilot_share) * self._factors[:, None] * burst
+
+    def _burst(self, values: np.ndarray, follower: str) -> np.ndarray:
+        """Useful samples (ports, num_samples) that carry `values` (ports, width) in the follower's sub-band."""
+        return self._factors[:, None] * self._plan.bands[follower].insert(values)
+
+    def _received(self, samples: np.ndarray, follower: str) -> np.ndarray:
+        return self._plan.bands[follower].extract(self._plan.burst.window(samples))
+
+    def _direction(self, samples: np.ndarray, sender: str, follower: str) -> np.ndarray:
+        """Dominant direction from a sounding of `sender`, in the follower's part of the band."""
+        layout, band = self._plan.layouts[sender], self._plan.bands[follower]
+        h = sounded_channel(samples, layout)
+        position = layout.symbol.bins / layout.symbol.pilot_samples * band.num_samples
+        inside = (position >= band.bins[0] - 0.5) & (position <= band.bins[-1] + 0.5)
+        if inside.any():
+            h = h[..., inside]
+        return sync.dominant_direction(h.reshape(len(h), -1))
+
+
+class Bystander(_SyncRole):
+    """A node that takes no part, such as a user terminal."""
+
+
+class LeaderRole(_SyncRole):
+    """Sounds for all followers, returns the conjugate of what each sends, and sends the frequency burst.
+
+    Parameters
+    ----------
+    node : str
+    plan : BeamSyncPlan
+    ports : slice
+        The node's ports in the internal calibration of all APs.
+    """
+
+    def __init__(self, node: str, plan: BeamSyncPlan, ports: slice):
+        super().__init__(node, plan, ports)
+        self._directions: dict[str, np.ndarray] = {}
+        self._returns: dict[str, np.ndarray] = {}
+
+    def transmit(self, slot: Slot, start: int) -> np.ndarray | None:
+        """The sounding, the frequency burst or the returns, each of unit power in all."""
+        if self._node not in slot.transmitters:
+            return None
+        if slot.purpose == PHASE_PILOT:
+            return self._sounding().astype(np.complex64)
+        plan, group = self._plan, self._plan.group(slot)
+        useful = np.zeros((self._layout.num_ports, plan.burst.num_samples), complex)
+        for name in group:
+            if slot.purpose == FREQUENCY_SIGNAL and name in self._directions:
+                useful += self._burst(self._directions[name][:, None] * plan.signals[name], name)
+            elif slot.purpose == PHASE_RETURN and name in self._returns:
+                useful += self._burst(self._returns[name], name)
+        return plan.burst.samples(useful / np.sqrt(len(group)))
+
+    def receive(self, slot: Slot, grant: Grant, samples: np.ndarray) -> None:
+        """Learn a follower's direction, or prepare its return."""
+        if slot.purpose == FREQUENCY_PILOT:
+            name = slot.transmitters[0]
+            self._directions[name] = self._direction(samples, name, name)
+        elif slot.purpose == PHASE_SIGNAL:
+            for name in slot.transmitters:
+                self._prepare_return(name, self._received(samples, name))
+
+    def _prepare_return(self, name: str, received: np.ndarray) -> None:
+        """Nothing heard, nothing to return: the follower flags it."""
+        self._returns.pop(name, None)
+        x = self._plan.signals[name]
+        if self._plan.returns == "matched":
+            if np.isfinite(sync.matched_phase_std(received, x)):
+                self._returns[name] = sync.matched_return(received, x)
+        elif np.any(received):
+            self._returns[name] = sync.conjugate_return(received)
+
+
+class FollowerRole(_SyncRole):
+    """Measures its offset from the leader and corrects itself.
+
+    Parameters
+    ----------
+    node : str
+    plan : BeamSyncPlan
+    ports : slice
+        The node's ports in the internal calibration of all APs.
+    correction : NodeCorrection
+        Of the node; changed here, applied by its role block.
+    make_tracker : callable(offset_std_hz) -> CarrierTracker
+        Tracker of what the correction leaves, given how well the frequency is known.
+    budget_rad : float
+        Phase error at which to synchronise again.
+    """
+
+    def __init__(self, node: str, plan: BeamSyncPlan, ports: slice, correction: NodeCorrection,
+                 make_tracker: Callable[[float], CarrierTracker], budget_rad: float):
+        super().__init__(node, plan, ports)
+        self.correction = correction
+        self._make_tracker, self._budget = make_tracker, budget_rad
+        self.tracker = make_tracker(UNKNOWN_OFFSET_HZ)
+        self._band, self._x = plan.bands[node], plan.signals[node]
+        self._interval = plan.sample_interval(node)
+        self._direction_now: np.ndarray | None = None
+        self._stage = ""
+        self._sent: tuple[int, np.ndarray] | None = None
+        self._heard: list[tuple[int, np.ndarray]] = []
+        self._measured: list[tuple[int, sync.CarrierEstimate]] = []
+        self._pending: tuple[int, float, float] | None = None
+
+    def transmit(self, slot: Slot, start: int) -> np.ndarray | None:
+        """The sounding, or the synchronisation burst in the dominant direction."""
+        if self._node not in slot.transmitters:
+            return None
+        if slot.purpose == FREQUENCY_PILOT:
+            return self._sounding().astype(np.complex64)
+        if self._direction_now is None:
+            return np.zeros((self._layout.num_ports, self._plan.burst.slot_samples), np.complex64)
+        self._sent = start, self._direction_now
+        return self._plan.burst.samples(self._burst(self._direction_now[:, None] * self._x, self._node))
+
+    def receive(self, slot: Slot, grant: Grant, samples: np.ndarray) -> None:
+        """Keep the leader's frequency bursts; learn the direction; measure the phase of a return."""
+        self._stage = slot.purpose
+        if slot.purpose == PHASE_PILOT:
+            self._sent = None
+            self._direction_now = self._direction(samples, self._plan.leader, self._node)
+        elif slot.purpose == FREQUENCY_SIGNAL and self._node in self._plan.group(slot):
+            self._heard.append((grant.start, self._received(samples, self._node)))
+        elif slot.purpose == PHASE_RETURN and self._node in self._plan.group(slot) and self._sent is not None:
+            self._measure(grant.start, self._received(samples, self._node))
+
+    def _measure(self, start: int, received: np.ndarray) -> None:
+        """Estimate phase and residual offset at the middle between what was sent and what came back."""
+        sent, direction = self._sent
+        plan = self._plan
+        returned = "matched" if plan.returns == "matched" else "conjugate"
+        estimate = sync.return_estimate(received, direction, self._x, self._interval, joint=plan.joint,
+                                        returned=returned)
+        # Phase noise between the two transmissions: they see the oscillators at two times, the middle is in between.
+        walked = float(self.tracker.model.phase_rate) * (start - sent) / plan.samp_rate / 4
+        estimate = estimate._replace(phase_std_rad=np.sqrt(estimate.phase_std_rad**2 + walked))
+        within = plan.burst.useful_start + sync.centroid(self._x) * self._band.decimation
+        self._measured.append((round((sent + start) / 2 + within), estimate))
+        if plan.rounds > 1 and np.any(received):
+            self._direction_now = sync.next_direction(received, self._x)
+
+    def results(self, grants: Sequence[Grant]) -> dict[str, object] | None:
+        """What a phase has measured; `update` applies it.
+
+        Returns
+        -------
+        dict
+            `sample`: from which on the correction acts; `frequency_hz`, `frequency_std_hz`: offset left until then;
+            `trusted`: whether it will be corrected; `event`: what became of the measurement. After the phase stage
+            also `phase_rad`, what is left at `sample`; `phase_std_rad`, predicted, of what remains; `measured_std_rad`,
+            of the last measurement alone; `next_sample`, until when the predicted deviation stays within the budget,
+            and whether that is `feasible`; and the correction from `sample` on: `turn_rad`, the phase that it adds to
+            c there, `turn_hz`, how fast that turns.
+        """
+        sample = grants[-1].start + self._plan.burst.slot_samples
+        return self._frequency_results(sample) if self._stage == FREQUENCY_SIGNAL else self._phase_results(sample)
+
+    def _frequency_results(self, sample: int) -> dict[str, object]:
+        heard, self._heard = self._heard, []
+        starts = np.array([start for start, _ in heard]) / self._band.decimation
+        estimate = sync.frequency_estimate(np.stack([received for _, received in heard]), self._x, starts,
+                                           self._interval, max_offset=self._plan.max_offset_hz)
+        offset, std, trusted = float(estimate.frequency_hz), float(estimate.frequency_std_hz), bool(estimate.trusted)
+        self._pending = (sample, 0.0, offset) if trusted else None
+        if trusted:
+            self.tracker = self._make_tracker(std)
+        return {"sample": sample, "frequency_hz": offset, "frequency_std_hz": std, "trusted": trusted,
+                "event": "applied" if trusted else "untrusted"}
+
+    def _phase_results(self, sample: int) -> dict[str, object]:
+        measured, self._measured = self._measured, []
+        applied, duration = False, self._plan.burst.num_samples / self._plan.samp_rate
+        measured_std = np.inf
+        for at, estimate in measured:
+            applied |= bool(self.tracker.update(
+                estimate.phase_rad, estimate.phase_std_rad, at, estimate.frequency_hz, estimate.frequency_std_hz,
+                estimate.trusted, duration_s=duration))
+            measured_std = float(estimate.phase_std_rad)
+        found = self.tracker.predict(sample)
+        phase, offset = float(found.phase_rad), float(found.frequency_hz)
+        self._pending = (sample, phase, offset) if applied else None
+        following = self.tracker.next_synchronisation(self._budget, sample)
+        carrier, phase_change, change_hz = self.correction.carrier, phase * applied, offset * applied
+        return {
+            "sample": sample, "frequency_hz": offset, "frequency_std_hz": float(found.frequency_std_hz),
+            "phase_rad": phase, "phase_std_rad": float(found.phase_std_rad), "measured_std_rad": measured_std,
+            "trusted": applied, "event": str(self.tracker.events),
+            "next_sample": int(following.sample), "feasible": bool(following.feasible),
+            "turn_rad": 2 * carrier.theta(sample) + carrier.phase_rad + phase_change,
+            "turn_hz": 2 * (carrier.frequency_hz + change_hz),
+        }
+
+    def update(self, product: Product) -> None:
+        """Apply what was measured, after the leader's phase has ended for all nodes."""
+        super().update(product)
+        if product.phase not in (FREQUENCY, PHASE) or self._pending is None:
+            return
+        sample, phase, offset = self._pending
+        self._pending = None
+        carrier = self.correction.carrier
+        carrier.retune(carrier.frequency_hz + offset, sample)
+        carrier.advance(phase, sample)
+        if product.phase == PHASE:
+            self.tracker.retune(offset, sample)
+            self.tracker.advance(phase)
+
+
+def sounded_channel(samples: np.ndarray, layout: SlotLayout) -> np.ndarray:
+    """Channel (receiving ports, sending ports, subcarriers) from a received sounding, whatever the sender's carrier."""
+    windows = [(layout.symbol, layout.useful_start(port)) for port in range(layout.num_ports)]
+    parts = [sounding.prefix_correlation(samples, *window, layout.advance_samples) for window in windows]
+    turn, energy = (sum(part[k].sum() for part in parts) for k in range(2))
+    return np.stack([sounding.channel_estimate(sounding.hold_carrier(samples, *window, turn, energy), *window)
+                     for window in windows], axis=1)

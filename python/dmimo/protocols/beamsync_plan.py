@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""BeamSync's plan: which slots the leader and its followers need to agree on carrier and phase.
+
+Two phases, both in lock-step, since each stage answers the one before:
+
+* *frequency*: every follower sounds (stage I); the leader sends the synchronisation burst `frequency_repeats` times in
+  the follower's dominant direction (stage II).
+* *phase*: the leader sounds once for all followers (stage I); each follower sends the burst in its dominant direction
+  (stage II) and the leader returns the conjugate (stage III), `rounds` times.
+
+Followers are served one after another, or side by side in sub-bands of one burst.
+
+References
+----------
+BeamSync, sections III-D and IV-C, figures 2, 3 and 5.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from ..core.sync_burst import SubBand, SyncBurst, Waveform, allocate_subbands, sync_waveform
+from ..core.waveforms import SlotLayout
+from .slots import Slot
+
+FREQUENCY, PHASE = "frequency", "phase"
+FREQUENCY_PILOT, FREQUENCY_SIGNAL = "frequency_pilot", "frequency_signal"
+PHASE_PILOT, PHASE_SIGNAL, PHASE_RETURN = "phase_pilot", "phase_signal", "phase_return"
+
+Multiplexing = Literal["sequence", "subbands"]
+Return = Literal["amplify", "matched"]
+
+
+@dataclass(frozen=True)
+class BeamSyncPlan:
+    """What leader and followers need to know about a run.
+
+    Parameters
+    ----------
+    nodes : tuple of str
+        All nodes, in the order of the schedule.
+    leader : str
+    followers : tuple of str
+    layouts : mapping of node to SlotLayout
+        Stage I of the leader and of each follower: all ports, one after another.
+    burst : SyncBurst
+        Stages II and III.
+    samp_rate : float
+    waveform : "ones", "gaussian" or "sinusoid"
+    multiplexing : "sequence" or "subbands"
+    guard_bins : int
+        Empty bins between sub-bands.
+    returns : "amplify" or "matched"
+        What the leader returns: the conjugate of what it received, as in the paper, or of its matched filter's output,
+        which leaves the noise beside the waveform behind.
+    rounds : int
+        Stages II and III in a row; each takes its direction from what the last one returned.
+    frequency_repeats : int
+    pilot_share : float
+        Energy of stage I relative to a port at unit power.
+    joint : bool
+        Estimate the residual frequency from the return as well.
+    max_offset_hz : float, optional
+        Largest frequency offset that is searched for.
+    seed : int
+        Of the Gaussian waveform.
+    """
+
+    nodes: tuple[str, ...]
+    leader: str
+    followers: tuple[str, ...]
+    layouts: Mapping[str, SlotLayout]
+    burst: SyncBurst
+    samp_rate: float
+    waveform: Waveform = "gaussian"
+    multiplexing: Multiplexing = "sequence"
+    guard_bins: int = 4
+    returns: Return = "amplify"
+    rounds: int = 1
+    frequency_repeats: int = 8
+    pilot_share: float = 1.0
+    joint: bool = True
+    max_offset_hz: float | None = None
+    seed: int = 1
+
+    def __post_init__(self):
+        if not self.followers or self.leader in self.followers or len(set(self.followers)) < len(self.followers):
+            raise ValueError(f"followers = {self.followers}: must be distinct nodes other than leader = {self.leader}")
+        unknown = sorted({self.leader, *self.followers} - (set(self.nodes) & set(self.layouts)))
+        if unknown:
+            raise ValueError(f"nodes {', '.join(unknown)}: must be among the nodes of the schedule and have a layout")
+        if self.rounds < 1 or self.frequency_repeats < 2:
+            raise ValueError(f"rounds = {self.rounds}: must be at least 1; frequency_repeats = "
+                             f"{self.frequency_repeats}: at least 2")
+        if not 0 < self.pilot_share <= 1:
+            raise ValueError(f"pilot_share = {self.pilot_share}: must lie in (0, 1]")
+        if self.multiplexing not in ("sequence", "subbands") or self.returns not in ("amplify", "matched"):
+            raise ValueError(f"multiplexing = {self.multiplexing!r} must be 'sequence' or 'subbands', returns = "
+                             f"{self.returns!r} 'amplify' or 'matched'")
+        _ = self.bands
+
+    @cached_property
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """Followers that are served at the same time."""
+        return (self.followers,) if self.multiplexing == "subbands" else tuple((name,) for name in self.followers)
+
+    @cached_property
+    def bands(self) -> dict[str, SubBand]:
+        """Sub-band of each follower."""
+        return {name: band for group in self.groups for name, band in
+                zip(group, allocate_subbands(self.burst.num_samples, len(group), self.guard_bins), strict=True)}
+
+    @cached_property
+    def signals(self) -> dict[str, np.ndarray]:
+        """Waveform of each follower as samples of its sub-band, of mean power 1."""
+        return {name: sync_waveform(self.waveform, band.width, seed=self.seed) for name, band in self.bands.items()}
+
+    def sample_interval(self, follower: str) -> float:
+        """Seconds between samples of the follower's sub-band."""
+        return self.bands[follower].decimation / self.samp_rate
+
+    def group(self, slot: Slot) -> tuple[str, ...]:
+        """Followers that a slot of stage II or III serves."""
+        return self.groups[slot.variant // self.rounds]
+
+    def phases(self) -> list[tuple[str, int, list[Slot]]]:
+        """Phases for `slots.build_schedule`, the frequency first."""
+        return [(FREQUENCY, 1, self._frequency_slots()), (PHASE, 1, self._phase_slots())]
+
+    def _frequency_slots(self) -> list[Slot]:
+        slots = []
+        for index, group in enumerate(self.groups):
+            slots += [self._slot(FREQUENCY_PILOT, (name,), index * self.rounds) for name in group]
+            slots += [self._slot(FREQUENCY_SIGNAL, (self.leader,), index * self.rounds)] * self.frequency_repeats
+        return slots
+
+    def _phase_slots(self) -> list[Slot]:
+        slots = [self._slot(PHASE_PILOT, (self.leader,), 0)]
+        for index, group in enumerate(self.groups):
+            for variant in range(index * self.rounds, (index + 1) * self.rounds):
+                slots += [self._slot(PHASE_SIGNAL, group, variant), self._slot(PHASE_RETURN, (self.leader,), variant)]
+        return slots
+
+    def _slot(self, purpose: str, transmitters: tuple[str, ...], variant: int) -> Slot:
+        return Slot(0, purpose, transmitters, (0,) * len(self.nodes), variant)
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """A block of the time-frequency grid: slots first ... first + count - 1, bins from `lowest` to `highest`."""
+
+    stage: str
+    sender: str
+    follower: str | None
+    first: int
+    count: int
+    lowest: int
+    highest: int
+
+
+def resource_grid(plan: BeamSyncPlan) -> list[Allocation]:
+    """Who sends where in the grid of slots and bins of the burst, over both phases: figure 5 of the paper.
+
+    Stage I takes the whole band; `follower` is None where it serves all followers.
+    """
+    half = plan.burst.num_samples // 2
+    blocks = []
+    for index, slot in enumerate(slot for _, _, slots in plan.phases() for slot in slots):
+        if slot.purpose in (FREQUENCY_PILOT, PHASE_PILOT):
+            follower = slot.transmitters[0] if slot.purpose == FREQUENCY_PILOT else None
+            blocks.append(Allocation(slot.purpose, slot.transmitters[0], follower, index, 1, -half, half - 1))
+            continue
+        for name in plan.group(slot):
+            sender = name if slot.purpose == PHASE_SIGNAL else plan.leader
+            bins = plan.bands[name].bins
+            block = Allocation(slot.purpose, sender, name, index, 1, int(bins[0]), int(bins[-1]))
+            blocks.append(block)
+    return blocks

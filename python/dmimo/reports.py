@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From a run to its report: what was found, how far from the truth of the simulation, and the whole configuration."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import __version__, testbed
+from .assembly import Assembly
+from .core.sweep_calibration import SweepCalibration
+from .protocols.beamsync_plan import PHASE
+from .protocols.slots import Collector
+from .simulation.network import Network
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has ended: what it was made of, and how it went."""
+
+    assembly: Assembly
+    network: Network
+    collectors: Mapping[str, Collector]
+    error: str | None
+    releases: int
+    end_sample: int
+
+    @property
+    def estimate(self) -> SweepCalibration | None:
+        """The beam sweep's calibration, None without one."""
+        return getattr(self.collectors.get("calibrator"), "calibration", None)
+
+
+def report(run: Run) -> dict[str, object]:
+    """Everything that `report.json` holds."""
+    bed = run.assembly.testbed
+    content: dict[str, object] = {
+        "error": run.error,
+        "seed": bed.seed,
+        "version": __version__,
+        "testbed": testbed.to_dict(bed),
+        "slots": run.releases,
+        "duration_s": run.end_sample / bed.samp_rate,
+        "pilot_samples": bed.slots.pilot_samples,
+        "snr_db_per_sample": bed.noise.snr_db,
+    }
+    if "beamsync" in run.collectors:
+        content |= _synchronization(run)
+    if run.estimate is not None:
+        content |= _calibration(run, run.estimate)
+    verified = getattr(run.collectors.get("verifier"), "history", None)
+    if verified:
+        content |= _gains(run, verified) if run.assembly.protocol == "sync" else _last(verified)
+    multiuser = getattr(run.collectors.get("multiuser"), "report", None)
+    return content if multiuser is None else content | {"multiuser": multiuser}
+
+
+def _calibration(run: Run, estimate: SweepCalibration) -> dict[str, object]:
+    truth = run.assembly.truth(run.network, estimate)
+    return {
+        "ports": run.assembly.port_names,
+        "trusted": bool(estimate.trusted),
+        "reasons": estimate.reasons,
+        "reference_time": int(estimate.reference_time),
+        "frequency_hz": estimate.frequency_hz,
+        "delay_s": estimate.delay_s,
+        "c": estimate.c,
+        "c_true": truth["c"],
+        "predicted_phase_std_deg": np.degrees(estimate.phase_std_rad),
+        "pair_snr_db": estimate.pair_snr_db,
+        "phase_noise_hz": estimate.phase_noise_hz,
+        "alignment_error": truth["alignment_error"],
+        "phase_error_deg": truth["phase_error_deg"],
+    }
+
+
+def _synchronization(run: Run) -> dict[str, object]:
+    """History of the synchronisation; `true_error_deg` is what the correction leaves of the phase at its sample."""
+    rate, plan = run.assembly.testbed.samp_rate, run.assembly.synchronization.plan
+    history = []
+    for entry in run.collectors["beamsync"].history:
+        followers = {}
+        for name, measured in entry["followers"].items():
+            followers[name] = {key: value for key, value in measured.items() if not key.startswith("turn_")}
+            if entry["phase"] == PHASE:
+                error = true_phase_error(run, name, entry["sample"], measured)
+                followers[name]["true_error_deg"] = float(np.degrees(error))
+        history.append({"phase": entry["phase"], "time_s": entry["sample"] / rate, "followers": followers})
+    rounds = [entry for entry in history if entry["phase"] == PHASE]
+    intervals = np.diff([entry["time_s"] for entry in rounds])
+    return {
+        "leader": plan.leader,
+        "followers": list(plan.followers),
+        "synchronisations": len(rounds),
+        "mean_interval_s": float(intervals.mean()) if intervals.size else None,
+        "history": history,
+    }
+
+
+def true_phase_error(run: Run, follower: str, sample: int, correction: Mapping[str, float]) -> float:
+    """Phase in radians by which the corrected c of the follower's first port falls short of the leader's at `sample`.
+
+    `correction` has its `sample`, and `turn_rad` and `turn_hz` from there on.
+    """
+    network, rate = run.network, run.assembly.testbed.samp_rate
+    c = network.true_calibration(sample)
+    leader, own = (c[network.ports(name)][0] for name in (run.assembly.synchronization.leader, follower))
+    late_s = (sample - correction["sample"]) / rate
+    return float(np.angle(leader / own * np.exp(-1j * (correction["turn_rad"]
+                                                       + 2 * np.pi * correction["turn_hz"] * late_s))))
+
+
+def _gains(run: Run, watches: Sequence[Mapping[str, object]]) -> dict[str, object]:
+    """Gains over time, and their averages over time as ratios of mean powers."""
+    rate, history = run.assembly.testbed.samp_rate, run.collectors["beamsync"].history
+    done = [entry for entry in history if entry["phase"] == PHASE]
+    samples = np.array([entry["sample"] for entry in done])
+    points = []
+    for watch in watches:
+        corrections = done[int(np.searchsorted(samples, watch["sample"])) - 1]["followers"]
+        errors = [true_phase_error(run, name, watch["sample"], corrections[name]) for name in corrections]
+        gains = {key: watch[f"{key}_db"] for key in ("coherent_gain", "ideal_gain")}
+        points.append({"time_s": watch["sample"] / rate, **{f"{key}_db": gain for key, gain in gains.items()},
+                       "phase_error_deg": float(np.degrees(np.sqrt(np.mean(np.square(errors)))))})
+    times = np.array([point["time_s"] for point in points])
+    # Each watch stands for the time around it.
+    borders = np.concatenate([times[:1], (times[1:] + times[:-1]) / 2, times[-1:]])
+    weights = np.diff(borders) if times.size > 1 else np.ones(1)
+    averaged = {f"{key}_db": _mean_db([point[f"{key}_db"] for point in points], weights)
+                for key in ("coherent_gain", "ideal_gain")}
+    squared = np.square([point["phase_error_deg"] for point in points])
+    return _last(watches) | averaged | {
+        "watches": points,
+        "loss_db": averaged["ideal_gain_db"] - averaged["coherent_gain_db"],
+        "phase_error_deg": float(np.sqrt(np.average(squared, weights=weights))),
+    }
+
+
+def _last(watches: Sequence[Mapping[str, object]]) -> dict[str, object]:
+    return {key: value for key, value in watches[-1].items() if key not in ("sample", "doubts")}
+
+
+def _mean_db(values_db: Sequence[float], weights: np.ndarray) -> float:
+    return float(10 * np.log10(np.average(10 ** (np.array(values_db, float) / 10), weights=weights)))

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From the `beamsync` section of a testbed file to plans, roles and collectors of the synchronisation."""
+
+from collections.abc import Mapping
+from functools import cached_property
+
+import numpy as np
+
+from . import testbed
+from .core.carrier_tracking import CarrierTracker
+from .core.sync_burst import SyncBurst
+from .core.waveforms import SlotLayout
+from .protocols import internal_calibration
+from .protocols.beamsync import Bystander, FollowerRole, LeaderRole
+from .protocols.beamsync_collector import BeamSyncCollector, Pacing
+from .protocols.beamsync_plan import FREQUENCY, PHASE, BeamSyncPlan
+from .protocols.correction import NodeCorrection
+from .protocols.slots import Collector, Role, Slot
+
+SUFFIX_SHARE = 4  # the burst's suffix is a quarter of the prefix: clocks may be early by as much
+
+
+class Synchronization:
+    """What the synchronisation of a testbed is made of.
+
+    Parameters
+    ----------
+    bed : Testbed
+        With a `beamsync` section.
+    layouts : mapping of AP to SlotLayout
+    latency_samples : int
+        How much later than at the antenna received samples are labelled.
+    """
+
+    def __init__(self, bed: testbed.Testbed, layouts: Mapping[str, SlotLayout], latency_samples: int):
+        self._bed, self._settings = bed, bed.beamsync
+        self._layouts, self._latency = layouts, latency_samples
+        self._nodes = tuple(node.name for node in bed.nodes)
+        self.leader = self._settings.leader
+        self.followers = tuple(ap.name for ap in bed.aps if ap.name != self.leader)
+        self.num_ports = {ap.name: ap.num_ports for ap in bed.aps}
+
+    @cached_property
+    def plan(self) -> BeamSyncPlan:
+        """Plan of the exchanges."""
+        settings, slots = self._settings, self._bed.slots
+        burst = SyncBurst(slots.slot_samples, slots.lead_samples, settings.sync_samples, slots.prefix_samples,
+                          slots.prefix_samples // SUFFIX_SHARE, self._latency)
+        return BeamSyncPlan(
+            nodes=self._nodes, leader=self.leader, followers=self.followers, layouts=self._layouts, burst=burst,
+            samp_rate=self._bed.samp_rate, waveform=settings.waveform, multiplexing=settings.multiplexing,
+            guard_bins=settings.guard_bins, returns=settings.returns, rounds=settings.rounds,
+            frequency_repeats=settings.frequency_repeats, pilot_share=settings.pilot_share, joint=settings.joint,
+            max_offset_hz=settings.max_offset_hz, seed=self._bed.seed)
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether the access points calibrate their own ports first."""
+        return self._settings.internal_calibration != "none" and max(self.num_ports.values()) > 1
+
+    def first_phases(self) -> list[tuple[str, int, list[Slot]]]:
+        """Phases of a cold start up to the frequency."""
+        phases = []
+        if self.calibrates:
+            slots = internal_calibration.internal_slots(self._nodes, tuple(self.num_ports),
+                                                        self._settings.internal_repeats)
+            phases.append((internal_calibration.PHASE, self._bed.slots.window, slots))
+        return phases + [phase for phase in self.plan.phases() if phase[0] == FREQUENCY]
+
+    def phase_stage(self) -> tuple[str, int, list[Slot]]:
+        """The phase that is repeated."""
+        return next(phase for phase in self.plan.phases() if phase[0] == PHASE)
+
+    def roles(self, name: str) -> list[Role]:
+        """New roles of a node."""
+        roles: list[Role] = [internal_calibration.InternalRole(name, self._layouts)] if self.calibrates else []
+        if name == self.leader:
+            return [*roles, LeaderRole(name, self.plan, self._ports(name))]
+        if name not in self.followers:
+            return [*roles, Bystander(name, self.plan)]
+        correction = NodeCorrection(self._bed.samp_rate)
+        budget = np.radians(self._settings.budget_deg)
+        return [*roles, FollowerRole(name, self.plan, self._ports(name), correction, self._tracker, budget)]
+
+    def collectors(self, watches: int) -> dict[str, Collector]:
+        """New collectors by name; `watches` paced phases lie between synchronisations."""
+        settings, rate = self._settings, self._bed.samp_rate
+        pacing = Pacing(round(settings.min_interval_s * rate), round(settings.max_interval_s * rate), watches)
+        collectors: dict[str, Collector] = {"beamsync": BeamSyncCollector(self.plan, self.num_ports, pacing)}
+        if self.calibrates:
+            collectors["internal"] = internal_calibration.InternalCollector(
+                self.num_ports, settings.internal_calibration)
+        return collectors
+
+    def _tracker(self, offset_std_hz: float) -> CarrierTracker:
+        """Tracker of the difference of two of the assumed oscillators."""
+        settings = self._settings
+        return CarrierTracker(
+            self._bed.samp_rate, linewidth_hz=2 * settings.linewidth_hz, drift_hz=np.sqrt(2) * settings.drift_hz,
+            drift_period_s=settings.drift_period_s, offset_std_hz=max(offset_std_hz, 1e-9))
+
+    def _ports(self, ap: str) -> slice:
+        names = list(self.num_ports)
+        first = sum(self.num_ports[name] for name in names[: names.index(ap)])
+        return slice(first, first + self.num_ports[ap])
