@@ -185,7 +185,7 @@ class BeamSync:
 
     leader: str | None = None
     sync_samples: int = 128
-    waveform: Literal["ones", "gaussian", "sinusoid"] = "gaussian"
+    waveform: Literal["ones", "gaussian", "sinusoid"] = "ones"
     returns: Literal["amplify", "matched"] = "amplify"
     rounds: int = 1
     multiplexing: Literal["sequence", "subbands"] = "sequence"

@@ -52,6 +52,12 @@ class SyncBurst:
         """First useful sample, counted from the start of the slot."""
         return self.lead_samples + self.prefix_samples
 
+    @property
+    def silence(self) -> slice:
+        """The samples after the burst's echoes: noise only, if no other node sends in this slot; may be empty."""
+        end = self.useful_start + self.num_samples + self.suffix_samples + self.prefix_samples + self.latency_samples
+        return slice(min(end, self.slot_samples), self.slot_samples)
+
     def samples(self, useful: np.ndarray) -> np.ndarray:
         """Slot that carries `useful` (ports, num_samples): complex64 (ports, slot_samples), zeros elsewhere."""
         slot = np.zeros((len(useful), self.slot_samples), np.complex64)

@@ -41,6 +41,7 @@ from .correction import NodeCorrection
 from .slots import Grant, Product, Slot
 
 UNKNOWN_OFFSET_HZ = 1e6  # deviation of an offset that was not measured
+MAX_DISTORTION = 0.01
 PURPOSES = frozenset({FREQUENCY_PILOT, FREQUENCY_SIGNAL, PHASE_PILOT, PHASE_SIGNAL, PHASE_RETURN})
 
 
@@ -183,7 +184,7 @@ class FollowerRole(_SyncRole):
         self._direction_now: np.ndarray | None = None
         self._stage = ""
         self._sent: tuple[int, np.ndarray] | None = None
-        self._heard: list[tuple[int, np.ndarray]] = []
+        self._heard: list[tuple[int, np.ndarray, float]] = []
         self._measured: list[tuple[int, sync.CarrierEstimate]] = []
         self._pending: tuple[int, float, float] | None = None
 
@@ -205,7 +206,9 @@ class FollowerRole(_SyncRole):
             self._sent = None
             self._direction_now = self._direction(samples, self._plan.leader, self._node)
         elif slot.purpose == FREQUENCY_SIGNAL and self._node in self._plan.group(slot):
-            self._heard.append((grant.start, self._received(samples, self._node)))
+            quiet = samples[..., self._plan.burst.silence]
+            noise_var = float(np.mean(np.abs(quiet) ** 2)) if quiet.size else np.nan
+            self._heard.append((grant.start, self._received(samples, self._node), noise_var))
         elif slot.purpose == PHASE_RETURN and self._node in self._plan.group(slot) and self._sent is not None:
             self._measure(grant.start, self._received(samples, self._node))
 
@@ -241,16 +244,29 @@ class FollowerRole(_SyncRole):
         return self._frequency_results(sample) if self._stage == FREQUENCY_SIGNAL else self._phase_results(sample)
 
     def _frequency_results(self, sample: int) -> dict[str, object]:
-        heard, self._heard = self._heard, []
-        starts = np.array([start for start, _ in heard]) / self._band.decimation
-        estimate = sync.frequency_estimate(np.stack([received for _, received in heard]), self._x, starts,
-                                           self._interval, max_offset=self._plan.max_offset_hz)
+        starts, received, noise_vars = (np.array(part) for part in zip(*self._heard, strict=True))
+        self._heard = []
+        estimate = sync.frequency_estimate(received, self._x, starts / self._band.decimation, self._interval,
+                                           max_offset=self._plan.max_offset_hz)
         offset, std, trusted = float(estimate.frequency_hz), float(estimate.frequency_std_hz), bool(estimate.trusted)
+        event = "applied" if trusted else "untrusted"
+        if trusted and self._distortion(received, offset, np.mean(noise_vars)) > MAX_DISTORTION:
+            trusted, event = False, "distorted"
         self._pending = (sample, 0.0, offset) if trusted else None
         if trusted:
             self.tracker = self._make_tracker(std)
-        return {"sample": sample, "frequency_hz": offset, "frequency_std_hz": std, "trusted": trusted,
-                "event": "applied" if trusted else "untrusted"}
+        return {"sample": sample, "frequency_hz": offset, "frequency_std_hz": std, "trusted": trusted, "event": event}
+
+    def _distortion(self, received: np.ndarray, offset_hz: float, noise_var: float) -> float:
+        """Share of the received energy that neither the waveform nor twice the noise explains; nan if unknown.
+
+        A waveform as wide as the band, a fraction of a sample late, differs from itself alike in every burst: an error
+        that averages over nothing.
+        """
+        turn = np.exp(-2j * np.pi * offset_hz * self._interval * np.arange(self._x.size))
+        explained = np.sum(np.abs(received @ (turn * self._x.conj())) ** 2) / np.sum(np.abs(self._x) ** 2)
+        noise = 2 * received.size * noise_var / self._band.decimation
+        return float((np.sum(np.abs(received) ** 2) - explained - noise) / explained)
 
     def _phase_results(self, sample: int) -> dict[str, object]:
         measured, self._measured = self._measured, []

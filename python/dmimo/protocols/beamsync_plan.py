@@ -75,7 +75,7 @@ class BeamSyncPlan:
     layouts: Mapping[str, SlotLayout]
     burst: SyncBurst
     samp_rate: float
-    waveform: Waveform = "gaussian"
+    waveform: Waveform = "ones"
     multiplexing: Multiplexing = "sequence"
     guard_bins: int = 4
     returns: Return = "amplify"
