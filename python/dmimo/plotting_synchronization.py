@@ -23,8 +23,8 @@ def curve_families(summary: Mapping) -> Figure:
     summary : mapping
         `title`, `caption`, `x_label`, `y_label`, `x` (n,), `kinds`: labels of the methods, `bound`: label of the dashed
         lines or None, `families`: list of mappings `label`, `curves` (one or None per kind, each a mapping `mean`,
-        `low`, `high` (n,)) and `dashed` (n,) or None. Optional `x_scale` ("log"), `y_scale` ("linear"),
-        `families_title`.
+        `low`, `high` (n,)) and `dashed` (n,), several (lines, n) or None. Optional `x_scale` ("log"), `y_scale`
+        ("linear"), `families_title`.
     """
     labels = [*(family["label"] for family in summary["families"]), *summary["kinds"], summary["bound"] or ""]
     # The legends stand beside axes of the same width whatever they say.
@@ -35,8 +35,8 @@ def curve_families(summary: Mapping) -> Figure:
         for kind, curve in enumerate(family["curves"]):
             if curve is not None:
                 _curve(axes, x, curve, colour, kind)
-        if family["dashed"] is not None:
-            axes.plot(x, family["dashed"], color=_darker(colour), linestyle="--", linewidth=1.2, zorder=3)
+        for bound in [] if family["dashed"] is None else np.atleast_2d(family["dashed"]):
+            axes.plot(x, bound, color=_darker(colour), linestyle="--", linewidth=1.2, zorder=3)
     _scales(axes, summary)
     axes.set_xlim(x[0], x[-1])
     axes.set(xlabel=summary["x_label"], ylabel=summary["y_label"])

@@ -7,7 +7,13 @@
 >>> result = experiments.run("beam-sweep-1", trials=2000, seed=1, output="results")   # doctest: +SKIP
 """
 
-from . import beam_sweep, beamsync_evolution, beamsync_phase, beamsync_phase_noise  # noqa: F401  (register figures)
+from . import (  # noqa: F401  (they register their figures)
+    beam_sweep,
+    beamsync_evolution,
+    beamsync_frequency,
+    beamsync_phase,
+    beamsync_phase_noise,
+)
 from .campaign import Result, run
 from .executors import CampaignError, Timeouts
 from .registry import Figure, figure, names, register
