@@ -11,8 +11,12 @@ from . import (  # noqa: F401  (they register their figures)
     beam_sweep,
     beamsync_evolution,
     beamsync_frequency,
+    beamsync_graph,
+    beamsync_improvements,
     beamsync_phase,
     beamsync_phase_noise,
+    beamsync_residual,
+    beamsync_tracking,
 )
 from .campaign import Result, run
 from .executors import CampaignError, Timeouts
