@@ -2,11 +2,13 @@
 """Fractional delays by short windowed-sinc filters: of a path (constant), of a sample clock (changing)."""
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 
 HALF_WIDTH = 12  # taps on either side; a fractional delay needs HALF_WIDTH - 1 samples of latency
 _BETA = 7.5  # Kaiser window: the smallest worst error over the pass-band for this width
+_PEAK = np.i0(_BETA)
 
 
 def fractional_taps(delay: float | np.ndarray) -> np.ndarray:
@@ -17,8 +19,16 @@ def fractional_taps(delay: float | np.ndarray) -> np.ndarray:
     exp(-2j pi f (delay + HALF_WIDTH - 1)) by less than 4e-4; towards the band edges the error grows to order one.
     """
     offset = np.arange(1 - HALF_WIDTH, HALF_WIDTH + 1) - np.asarray(delay, dtype=np.float64)[..., None]
-    window = np.i0(_BETA * np.sqrt(np.clip(1.0 - (offset / HALF_WIDTH) ** 2, 0.0, 1.0))) / np.i0(_BETA)
+    window = np.i0(_BETA * np.sqrt(np.clip(1.0 - (offset / HALF_WIDTH) ** 2, 0.0, 1.0))) / _PEAK
     return np.where(offset == np.rint(offset), offset == 0.0, np.sinc(offset) * window)
+
+
+@lru_cache(maxsize=1024)
+def _cached_taps(delay: float) -> np.ndarray:
+    """Return `fractional_taps` in single precision: a block ends with the delay that the next one begins with."""
+    taps = fractional_taps(delay).astype(np.float32)
+    taps.flags.writeable = False
+    return taps
 
 
 def filter_latency(delays_samples: np.ndarray) -> int:
@@ -54,7 +64,7 @@ def shift_slowly(x: np.ndarray, delay: float, next_delay: float, num: int) -> np
     whole = int(np.floor(delay))
     newest = x.shape[-1] - whole + HALF_WIDTH - 1  # one past the newest sample that the filter touches
     window = x[:, newest - num - 2 * HALF_WIDTH + 1 : newest]
-    early, late = (fractional_taps(d - whole).astype(np.float32) for d in (delay, next_delay))
+    early, late = _cached_taps(delay - whole), _cached_taps(next_delay - whole)
     fade = (np.arange(num) / num).astype(np.float32)
     out = np.empty((len(x), num), dtype=np.complex64)
     for row, target in zip(window, out, strict=True):
