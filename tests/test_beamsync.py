@@ -120,7 +120,7 @@ def test_offsets_are_found_and_the_phase_holds_long_after(options):
     run, _, roles, _ = make(network, **options)
     assert run.run() is None
     for name, expected in (("b", 250.0), ("c", -55.0)):
-        assert roles[name].correction.carrier.frequency_hz == pytest.approx(expected, abs=5e-3)
+        assert roles[name].correction.carrier.frequency_hz == pytest.approx(expected, abs=1e-3)
         for late in (0, 10_000):
             assert abs(phase_left(network, roles[name], name, run.end_sample + late)) < 1e-3
 

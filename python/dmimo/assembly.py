@@ -5,6 +5,7 @@ Needs no GNU Radio; the flowgraph and the blocks of a GRC user are built from th
 """
 
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from . import __version__, testbed
 from .core import metrics, waveforms
 from .core.sweep_calibration import SweepCalibration
-from .protocols import beam_sweep, verification
+from .protocols import beam_sweep, multiuser, verification
 from .protocols.slots import Collector, Role, Schedule, build_schedule
 from .records import CalibrationRecord
 from .simulation.faults import Fault
@@ -36,7 +37,8 @@ class Assembly:
     ----------
     bed : Testbed
     verify : bool
-        Whether the verification follows (needs a `verification` section).
+        Whether verification and downlink to several users follow, where the testbed has the sections
+        `verification` and `multiuser`.
     protocol : "sweep" or "sync"
         What the run is for: "sweep" calibrates by a beam sweep, after a synchronisation where the testbed has a
         `beamsync` section; "sync" synchronises again and again.
@@ -51,6 +53,7 @@ class Assembly:
         self.testbed = bed
         self.protocol = protocol
         self.verifies = verify and bed.verification is not None
+        self.serves_many = verify and bed.multiuser is not None
         if protocol == "sync" and bed.beamsync is None:
             raise ValueError("beamsync: the testbed has no such section")
         self.port_names = testbed.port_names(bed)
@@ -115,6 +118,20 @@ class Assembly:
         )
 
     @cached_property
+    def multiuser_plan(self) -> multiuser.MultiuserPlan | None:
+        """Plan of the downlink to several user terminals."""
+        if not self.serves_many:
+            return None
+        bed = self.testbed
+        settings = bed.multiuser
+        return multiuser.MultiuserPlan(
+            nodes=tuple(self._nodes), aps=self._aps, ues=settings.ues,
+            num_ports={name: node.num_ports for name, node in self._nodes.items()},
+            num_beams={name: len(node.panel.beams) for name, node in self._nodes.items()},
+            layout=self.layout(1), samp_rate=bed.samp_rate, uplink_repeats=settings.uplink_repeats,
+            repeats=settings.repeats, random_starts=settings.random_starts, seed=bed.seed, method=settings.precoder)
+
+    @cached_property
     def synchronization(self) -> Synchronization | None:
         """Plans and roles of the synchronisation, None without a `beamsync` section."""
         return None if self.testbed.beamsync is None else Synchronization(
@@ -123,7 +140,7 @@ class Assembly:
     @property
     def watches(self) -> int:
         """Measurements of the coherent gain between synchronisations; 1 where nothing is measured."""
-        return self.testbed.beamsync.watches if self.verifies else 1
+        return self.testbed.beamsync.watches if self.verifies or self.serves_many else 1
 
     @cached_property
     def schedule(self) -> Schedule:
@@ -132,6 +149,8 @@ class Assembly:
         sync = self.synchronization
         first = [] if sync is None else sync.first_phases()
         verified = self.plan.phases(window) if self.verifies else []
+        if self.serves_many:
+            verified = verified + self.multiuser_plan.phases(window)
         if self.protocol == "sync":
             # A watch at once, others and the next synchronisation at the pace: (verified) paced (verified) ... paced.
             paced = [0, *(1 + k * len(verified) for k in range(1, self.watches))]
@@ -150,6 +169,8 @@ class Assembly:
             roles.append(beam_sweep.SweepRole(name, self.layouts, tuple(self._nodes)))
         if self.verifies:
             roles.append(verification.VerificationRole(name, self.plan))
+        if self.serves_many:
+            roles.append(multiuser.MultiuserRole(name, self.multiuser_plan))
         return roles
 
     def collectors(self) -> dict[str, Collector]:
@@ -160,6 +181,8 @@ class Assembly:
             collectors["calibrator"] = self.sweep_collector()
         if self.verifies:
             collectors["verifier"] = self.verifier()
+        if self.serves_many:
+            collectors["multiuser"] = multiuser.MultiuserCollector(self.multiuser_plan, self.schedule.slots)
         return collectors
 
     def faults(self, name: str) -> dict[str, object]:
@@ -237,10 +260,17 @@ class Assembly:
             configuration=testbed.to_dict(bed), fingerprint=testbed.fingerprint(bed), version=__version__,
         )
 
-    def truth(self, network: Network, estimate: SweepCalibration) -> dict[str, object]:
-        """True c at the estimate's reference time in the estimate's gauge, and how far the estimate is from it."""
+    def truth(self, network: Network, estimate: SweepCalibration,
+              corrections: Mapping[str, complex] | None = None) -> dict[str, object]:
+        """True c at the estimate's reference time in the estimate's gauge, and how far the estimate is from it.
+
+        `corrections` are the factors that a synchronisation has put on the c of some APs by then.
+        """
         rows = np.concatenate([np.arange(network.num_ports)[network.ports(name)] for name in self._aps])
         c = network.true_calibration(int(estimate.reference_time))[rows]
+        if corrections:
+            owners = [name for name in self._aps for _ in range(self._nodes[name].num_ports)]
+            c = c * np.array([corrections.get(name, 1.0) for name in owners])
         c = c / c[estimate.reference]
         known = np.isfinite(estimate.c)
         if known.sum() < 2:

@@ -56,7 +56,12 @@ def report(run: Run) -> dict[str, object]:
 
 
 def _calibration(run: Run, estimate: SweepCalibration) -> dict[str, object]:
-    truth = run.assembly.truth(run.network, estimate)
+    corrections = {}
+    for entry in run.collectors["beamsync"].history if "beamsync" in run.collectors else ():
+        if entry["phase"] == PHASE:
+            corrections = {name: np.exp(1j * _turn(run, measured, int(estimate.reference_time)))
+                           for name, measured in entry["followers"].items()}
+    truth = run.assembly.truth(run.network, estimate, corrections)
     return {
         "ports": run.assembly.port_names,
         "trusted": bool(estimate.trusted),
@@ -102,12 +107,16 @@ def true_phase_error(run: Run, follower: str, sample: int, correction: Mapping[s
 
     `correction` has its `sample`, and `turn_rad` and `turn_hz` from there on.
     """
-    network, rate = run.network, run.assembly.testbed.samp_rate
+    network = run.network
     c = network.true_calibration(sample)
     leader, own = (c[network.ports(name)][0] for name in (run.assembly.synchronization.leader, follower))
-    late_s = (sample - correction["sample"]) / rate
-    return float(np.angle(leader / own * np.exp(-1j * (correction["turn_rad"]
-                                                       + 2 * np.pi * correction["turn_hz"] * late_s))))
+    return float(np.angle(leader / own * np.exp(-1j * _turn(run, correction, sample))))
+
+
+def _turn(run: Run, correction: Mapping[str, float], sample: int) -> float:
+    """Phase in radians that a follower's correction adds to its c at `sample`."""
+    late_s = (sample - correction["sample"]) / run.assembly.testbed.samp_rate
+    return correction["turn_rad"] + 2 * np.pi * correction["turn_hz"] * late_s
 
 
 def _gains(run: Run, watches: Sequence[Mapping[str, object]]) -> dict[str, object]:

@@ -51,7 +51,7 @@ class Synchronization:
             samp_rate=self._bed.samp_rate, waveform=settings.waveform, multiplexing=settings.multiplexing,
             guard_bins=settings.guard_bins, returns=settings.returns, rounds=settings.rounds,
             frequency_repeats=settings.frequency_repeats, pilot_share=settings.pilot_share, joint=settings.joint,
-            max_offset_hz=settings.max_offset_hz, seed=self._bed.seed)
+            max_offset_hz=settings.max_offset_hz, num_subbands=slots.num_subbands, seed=self._bed.seed)
 
     @property
     def calibrates(self) -> bool:

@@ -212,9 +212,10 @@ class Multiuser:
     """Joint transmission to several user terminals at once; no `ues` means all of them."""
 
     ues: tuple[str, ...] = ()
-    precoder: Literal["zero_forcing", "mrt", "rzf"] = "zero_forcing"
+    precoder: Literal["zero_forcing", "mrt", "regularised_zero_forcing"] = "zero_forcing"
     uplink_repeats: int = 4
     repeats: int = 4
+    random_starts: int = 8
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ r"""BeamSync: access points (APs) agree on carrier frequency and phase over the 
 The leader A and a follower B exchange bursts (`beamsync_plan`); each transmission of port m is multiplied by
 c_1 / c_m of the node's internal calibration. The follower measures
 
-* the frequency offset f = f_A - f_B from the leader's burst, and turns what it sends by :math:`e^{+2j\pi f n T}`, what
-  it receives by the conjugate;
+* the frequency offset f = f_A - f_B from the leader's burst; it turns what it sends by :math:`e^{+2j\pi f n T}`,
+  what it receives by the conjugate;
 * the phase :math:`\varphi = \angle c_A - \angle c_B` from the conjugate that the leader returns, and turns what it sends
   by :math:`e^{+j\varphi}`.
 
@@ -26,6 +26,7 @@ import numpy as np
 from ..core import sounding
 from ..core import synchronization as sync
 from ..core.carrier_tracking import CarrierTracker
+from ..core.sync_burst import SubBand
 from ..core.waveforms import SlotLayout
 from .beamsync_plan import (
     FREQUENCY,
@@ -83,22 +84,25 @@ class _SyncRole:
         burst = self._layout.sounding_burst(dtype=np.complex128)
         return np.sqrt(self._plan.pilot_share) * self._factors[:, None] * burst
 
-    def _burst(self, values: np.ndarray, follower: str) -> np.ndarray:
-        """Useful samples (ports, num_samples) that carry `values` (ports, width) in the follower's sub-band."""
-        return self._factors[:, None] * self._plan.bands[follower].insert(values)
+    def _burst(self, values: np.ndarray, band: SubBand) -> np.ndarray:
+        """Useful samples (ports, num_samples) that carry `values` (ports, width) in a sub-band."""
+        return self._factors[:, None] * band.insert(values)
 
-    def _received(self, samples: np.ndarray, follower: str) -> np.ndarray:
-        return self._plan.bands[follower].extract(self._plan.burst.window(samples))
+    def _received(self, samples: np.ndarray, band: SubBand) -> np.ndarray:
+        return band.extract(self._plan.burst.window(samples))
 
-    def _direction(self, samples: np.ndarray, sender: str, follower: str) -> np.ndarray:
-        """Dominant direction from a sounding of `sender`, in the follower's part of the band."""
-        layout, band = self._plan.layouts[sender], self._plan.bands[follower]
-        h = sounded_channel(samples, layout)
-        position = layout.symbol.bins / layout.symbol.pilot_samples * band.num_samples
+    def _direction(self, samples: np.ndarray, sender: str, band: SubBand) -> np.ndarray:
+        """Dominant direction from a sounding of `sender`, in a part of the band."""
+        layout = self._plan.layouts[sender]
+        h, symbol = sounded_channel(samples, layout), layout.symbol
+        # Averages over bins that see the same channel: noise in them would count once for each.
+        h = sounding.subband_average(sounding.advance(h, symbol, sounding.common_delay(h, symbol)),
+                                     self._plan.num_subbands)
+        centres = symbol.bins.reshape(self._plan.num_subbands, -1).mean(axis=1)
+        position = centres / symbol.pilot_samples * band.num_samples
         inside = (position >= band.bins[0] - 0.5) & (position <= band.bins[-1] + 0.5)
-        if inside.any():
-            h = h[..., inside]
-        return sync.dominant_direction(h.reshape(len(h), -1))
+        chosen = inside if inside.any() else np.arange(centres.size) == np.argmin(np.abs(position - band.centre))
+        return sync.dominant_direction(h[..., chosen].reshape(len(h), -1))
 
 
 class Bystander(_SyncRole):
@@ -131,19 +135,19 @@ class LeaderRole(_SyncRole):
         useful = np.zeros((self._layout.num_ports, plan.burst.num_samples), complex)
         for name in group:
             if slot.purpose == FREQUENCY_SIGNAL and name in self._directions:
-                useful += self._burst(self._directions[name][:, None] * plan.signals[name], name)
+                useful += self._burst(self._directions[name][:, None] * plan.whole_signal, plan.whole)
             elif slot.purpose == PHASE_RETURN and name in self._returns:
-                useful += self._burst(self._returns[name], name)
+                useful += self._burst(self._returns[name], plan.bands[name])
         return plan.burst.samples(useful / np.sqrt(len(group)))
 
     def receive(self, slot: Slot, grant: Grant, samples: np.ndarray) -> None:
         """Learn a follower's direction, or prepare its return."""
         if slot.purpose == FREQUENCY_PILOT:
             name = slot.transmitters[0]
-            self._directions[name] = self._direction(samples, name, name)
+            self._directions[name] = self._direction(samples, name, self._plan.whole)
         elif slot.purpose == PHASE_SIGNAL:
             for name in slot.transmitters:
-                self._prepare_return(name, self._received(samples, name))
+                self._prepare_return(name, self._received(samples, self._plan.bands[name]))
 
     def _prepare_return(self, name: str, received: np.ndarray) -> None:
         """Nothing heard, nothing to return: the follower flags it."""
@@ -180,7 +184,6 @@ class FollowerRole(_SyncRole):
         self._make_tracker, self._budget = make_tracker, budget_rad
         self.tracker = make_tracker(UNKNOWN_OFFSET_HZ)
         self._band, self._x = plan.bands[node], plan.signals[node]
-        self._interval = plan.sample_interval(node)
         self._direction_now: np.ndarray | None = None
         self._stage = ""
         self._sent: tuple[int, np.ndarray] | None = None
@@ -197,28 +200,28 @@ class FollowerRole(_SyncRole):
         if self._direction_now is None:
             return np.zeros((self._layout.num_ports, self._plan.burst.slot_samples), np.complex64)
         self._sent = start, self._direction_now
-        return self._plan.burst.samples(self._burst(self._direction_now[:, None] * self._x, self._node))
+        return self._plan.burst.samples(self._burst(self._direction_now[:, None] * self._x, self._band))
 
     def receive(self, slot: Slot, grant: Grant, samples: np.ndarray) -> None:
         """Keep the leader's frequency bursts; learn the direction; measure the phase of a return."""
         self._stage = slot.purpose
         if slot.purpose == PHASE_PILOT:
             self._sent = None
-            self._direction_now = self._direction(samples, self._plan.leader, self._node)
+            self._direction_now = self._direction(samples, self._plan.leader, self._band)
         elif slot.purpose == FREQUENCY_SIGNAL and self._node in self._plan.group(slot):
             quiet = samples[..., self._plan.burst.silence]
             noise_var = float(np.mean(np.abs(quiet) ** 2)) if quiet.size else np.nan
-            self._heard.append((grant.start, self._received(samples, self._node), noise_var))
+            self._heard.append((grant.start, self._received(samples, self._plan.whole), noise_var))
         elif slot.purpose == PHASE_RETURN and self._node in self._plan.group(slot) and self._sent is not None:
-            self._measure(grant.start, self._received(samples, self._node))
+            self._measure(grant.start, self._received(samples, self._band))
 
     def _measure(self, start: int, received: np.ndarray) -> None:
         """Estimate phase and residual offset at the middle between what was sent and what came back."""
         sent, direction = self._sent
         plan = self._plan
         returned = "matched" if plan.returns == "matched" else "conjugate"
-        estimate = sync.return_estimate(received, direction, self._x, self._interval, joint=plan.joint,
-                                        returned=returned)
+        estimate = sync.return_estimate(received, direction, self._x, self._band.decimation / plan.samp_rate,
+                                        joint=plan.joint, returned=returned)
         # Phase noise between the two transmissions: they see the oscillators at two times, the middle is in between.
         walked = float(self.tracker.model.phase_rate) * (start - sent) / plan.samp_rate / 4
         estimate = estimate._replace(phase_std_rad=np.sqrt(estimate.phase_std_rad**2 + walked))
@@ -235,10 +238,10 @@ class FollowerRole(_SyncRole):
         dict
             `sample`: from which on the correction acts; `frequency_hz`, `frequency_std_hz`: offset left until then;
             `trusted`: whether it will be corrected; `event`: what became of the measurement. After the phase stage
-            also `phase_rad`, what is left at `sample`; `phase_std_rad`, predicted, of what remains; `measured_std_rad`,
-            of the last measurement alone; `next_sample`, until when the predicted deviation stays within the budget,
-            and whether that is `feasible`; and the correction from `sample` on: `turn_rad`, the phase that it adds to
-            c there, `turn_hz`, how fast that turns.
+            also `phase_rad`, what is left at `sample`; `phase_std_rad`, predicted, of what remains; `measured_rad`,
+            `measured_std_rad`, `measured_sample` of the last measurement alone; `next_sample`, until when the predicted
+            deviation stays within the budget, and whether that is `feasible`; and the correction from `sample` on:
+            `turn_rad`, the phase that it adds to c there, `turn_hz`, how fast that turns.
         """
         sample = grants[-1].start + self._plan.burst.slot_samples
         return self._frequency_results(sample) if self._stage == FREQUENCY_SIGNAL else self._phase_results(sample)
@@ -246,7 +249,7 @@ class FollowerRole(_SyncRole):
     def _frequency_results(self, sample: int) -> dict[str, object]:
         starts, received, noise_vars = (np.array(part) for part in zip(*self._heard, strict=True))
         self._heard = []
-        estimate = sync.frequency_estimate(received, self._x, starts / self._band.decimation, self._interval,
+        estimate = sync.frequency_estimate(received, self._plan.whole_signal, starts, 1 / self._plan.samp_rate,
                                            max_offset=self._plan.max_offset_hz)
         offset, std, trusted = float(estimate.frequency_hz), float(estimate.frequency_std_hz), bool(estimate.trusted)
         event = "applied" if trusted else "untrusted"
@@ -263,20 +266,21 @@ class FollowerRole(_SyncRole):
         A waveform as wide as the band, a fraction of a sample late, differs from itself alike in every burst: an error
         that averages over nothing.
         """
-        turn = np.exp(-2j * np.pi * offset_hz * self._interval * np.arange(self._x.size))
-        explained = np.sum(np.abs(received @ (turn * self._x.conj())) ** 2) / np.sum(np.abs(self._x) ** 2)
-        noise = 2 * received.size * noise_var / self._band.decimation
+        x = self._plan.whole_signal
+        turn = np.exp(-2j * np.pi * offset_hz / self._plan.samp_rate * np.arange(x.size))
+        explained = np.sum(np.abs(received @ (turn * x.conj())) ** 2) / np.sum(np.abs(x) ** 2)
+        noise = 2 * received.size * noise_var
         return float((np.sum(np.abs(received) ** 2) - explained - noise) / explained)
 
     def _phase_results(self, sample: int) -> dict[str, object]:
         measured, self._measured = self._measured, []
         applied, duration = False, self._plan.burst.num_samples / self._plan.samp_rate
-        measured_std = np.inf
+        at, measured_phase, measured_std = sample, np.nan, np.inf
         for at, estimate in measured:
+            measured_phase, measured_std = float(estimate.phase_rad), float(estimate.phase_std_rad)
             applied |= bool(self.tracker.update(
-                estimate.phase_rad, estimate.phase_std_rad, at, estimate.frequency_hz, estimate.frequency_std_hz,
-                estimate.trusted, duration_s=duration))
-            measured_std = float(estimate.phase_std_rad)
+                measured_phase, measured_std, at, estimate.frequency_hz, estimate.frequency_std_hz, estimate.trusted,
+                duration_s=duration))
         found = self.tracker.predict(sample)
         phase, offset = float(found.phase_rad), float(found.frequency_hz)
         self._pending = (sample, phase, offset) if applied else None
@@ -284,7 +288,8 @@ class FollowerRole(_SyncRole):
         carrier, phase_change, change_hz = self.correction.carrier, phase * applied, offset * applied
         return {
             "sample": sample, "frequency_hz": offset, "frequency_std_hz": float(found.frequency_std_hz),
-            "phase_rad": phase, "phase_std_rad": float(found.phase_std_rad), "measured_std_rad": measured_std,
+            "phase_rad": phase, "phase_std_rad": float(found.phase_std_rad),
+            "measured_rad": measured_phase, "measured_std_rad": measured_std, "measured_sample": at,
             "trusted": applied, "event": str(self.tracker.events),
             "next_sample": int(following.sample), "feasible": bool(following.feasible),
             "turn_rad": 2 * carrier.theta(sample) + carrier.phase_rad + phase_change,

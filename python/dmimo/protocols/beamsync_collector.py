@@ -88,8 +88,8 @@ class BeamSyncCollector:
             return []
         self._failures[name] += 1
         if report["event"] == "distorted":
-            return [f"node {name}: the burst from {self._plan.leader} arrives distorted, as by a delay of a fraction of "
-                    "a sample; waveform 'ones' is indifferent to that"]
+            return [f"node {name}: the burst from {self._plan.leader} arrives distorted, as by a delay of a fraction "
+                    "of a sample; waveform 'ones' is indifferent to that"]
         if phase == FREQUENCY:
             return [f"node {name}: no frequency offset from {self._plan.leader} that could be trusted (found "
                     f"{report['frequency_hz']:.1f} Hz, predicted deviation {report['frequency_std_hz']:.1f} Hz)"]

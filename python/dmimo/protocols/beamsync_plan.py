@@ -8,7 +8,8 @@ Two phases, both in lock-step, since each stage answers the one before:
 * *phase*: the leader sounds once for all followers (stage I); each follower sends the burst in its dominant direction
   (stage II) and the leader returns the conjugate (stage III), `rounds` times.
 
-Followers are served one after another, or side by side in sub-bands of one burst.
+In the phase stage followers are served one after another, or side by side in sub-bands of one burst; in the frequency
+stage one after another, since sub-bands leak into each other as long as the offsets stand.
 
 References
 ----------
@@ -65,6 +66,8 @@ class BeamSyncPlan:
         Estimate the residual frequency from the return as well.
     max_offset_hz : float, optional
         Largest frequency offset that is searched for.
+    num_subbands : int
+        Sub-bands of the sounding within which the channel is flat.
     seed : int
         Of the Gaussian waveform.
     """
@@ -84,6 +87,7 @@ class BeamSyncPlan:
     pilot_share: float = 1.0
     joint: bool = True
     max_offset_hz: float | None = None
+    num_subbands: int = 1
     seed: int = 1
 
     def __post_init__(self):
@@ -104,12 +108,22 @@ class BeamSyncPlan:
 
     @cached_property
     def groups(self) -> tuple[tuple[str, ...], ...]:
-        """Followers that are served at the same time."""
+        """Followers whose phases are measured at the same time."""
         return (self.followers,) if self.multiplexing == "subbands" else tuple((name,) for name in self.followers)
 
     @cached_property
+    def whole(self) -> SubBand:
+        """The whole band, for the frequency stage."""
+        return SubBand(self.burst.num_samples)
+
+    @cached_property
+    def whole_signal(self) -> np.ndarray:
+        """Waveform of the frequency stage, (num_samples,), of mean power 1."""
+        return sync_waveform(self.waveform, self.burst.num_samples, seed=self.seed)
+
+    @cached_property
     def bands(self) -> dict[str, SubBand]:
-        """Sub-band of each follower."""
+        """Sub-band of each follower in the phase stage."""
         return {name: band for group in self.groups for name, band in
                 zip(group, allocate_subbands(self.burst.num_samples, len(group), self.guard_bins), strict=True)}
 
@@ -118,12 +132,10 @@ class BeamSyncPlan:
         """Waveform of each follower as samples of its sub-band, of mean power 1."""
         return {name: sync_waveform(self.waveform, band.width, seed=self.seed) for name, band in self.bands.items()}
 
-    def sample_interval(self, follower: str) -> float:
-        """Seconds between samples of the follower's sub-band."""
-        return self.bands[follower].decimation / self.samp_rate
-
     def group(self, slot: Slot) -> tuple[str, ...]:
         """Followers that a slot of stage II or III serves."""
+        if slot.purpose == FREQUENCY_SIGNAL:
+            return (self.followers[slot.variant],)
         return self.groups[slot.variant // self.rounds]
 
     def phases(self) -> list[tuple[str, int, list[Slot]]]:
@@ -132,9 +144,9 @@ class BeamSyncPlan:
 
     def _frequency_slots(self) -> list[Slot]:
         slots = []
-        for index, group in enumerate(self.groups):
-            slots += [self._slot(FREQUENCY_PILOT, (name,), index * self.rounds) for name in group]
-            slots += [self._slot(FREQUENCY_SIGNAL, (self.leader,), index * self.rounds)] * self.frequency_repeats
+        for index, name in enumerate(self.followers):
+            slots.append(self._slot(FREQUENCY_PILOT, (name,), index))
+            slots += [self._slot(FREQUENCY_SIGNAL, (self.leader,), index)] * self.frequency_repeats
         return slots
 
     def _phase_slots(self) -> list[Slot]:
@@ -175,7 +187,6 @@ def resource_grid(plan: BeamSyncPlan) -> list[Allocation]:
             continue
         for name in plan.group(slot):
             sender = name if slot.purpose == PHASE_SIGNAL else plan.leader
-            bins = plan.bands[name].bins
-            block = Allocation(slot.purpose, sender, name, index, 1, int(bins[0]), int(bins[-1]))
-            blocks.append(block)
+            bins = (plan.whole if slot.purpose == FREQUENCY_SIGNAL else plan.bands[name]).bins
+            blocks.append(Allocation(slot.purpose, sender, name, index, 1, int(bins[0]), int(bins[-1])))
     return blocks

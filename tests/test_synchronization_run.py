@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Whole synchronisation runs of a testbed on the simulated network, minutes of network time."""
+
+import numpy as np
+import pytest
+from gnuradio.dmimo import reports, testbed
+from gnuradio.dmimo.assembly import Assembly
+from gnuradio.dmimo.core.synchronization_planning import gain_loss_db
+from gnuradio.dmimo.direct import DirectRun
+
+TESTBED = """
+version: 1
+seed: {seed}
+samp_rate: 1.0e+6
+node_defaults: {{oscillator: {{linewidth_hz: 1.0e-6, drift_hz: 0.02, drift_period_s: 60}}}}
+nodes:
+  - {{name: ap1, num_ports: 4, oscillator: {{cfo_hz: 120}}}}
+  - {{name: ap2, num_ports: 4, oscillator: {{cfo_hz: -80}}}}
+  - {{name: ue1, kind: ue, oscillator: {{cfo_hz: 10}}}}
+propagation: {{delays: false, coupling_db: 0}}
+noise: {{snr_db: 20}}
+slots: {{slot_samples: 256, pilot_samples: 32, prefix_samples: 8, lead_samples: 8, num_subcarriers: 24, num_subbands: 1}}
+verification: {{uplink_repeats: 2, repeats: 2, random_starts: 2}}
+beamsync: {{sync_samples: 96, budget_deg: {budget}, linewidth_hz: 1.0e-6, drift_hz: 0.02, drift_period_s: 60, watches: 3}}
+"""
+
+
+def play(duration_s, seed=1, budget=10.0, bed=TESTBED):
+    assembly = Assembly(testbed.parse(bed.format(seed=seed, budget=budget)), protocol="sync")
+    network, collectors = assembly.network(), assembly.collectors()
+    roles = {name: assembly.roles(name) for name in assembly.schedule.nodes}
+    run = DirectRun(assembly.schedule, network, roles, list(collectors.values()),
+                    until_sample=round(duration_s * 1e6))
+    error = run.run()
+    return reports.report(reports.Run(assembly, network, collectors, error, run.releases, run.end_sample))
+
+
+def test_planned_resynchronisation_keeps_the_gain_within_the_budget_for_ten_minutes():
+    budget = 10.0
+    report = play(600.0, budget=budget)
+    assert report["error"] is None
+    assert report["duration_s"] > 600
+    assert report["loss_db"] < gain_loss_db(np.radians(budget), 2)
+    assert report["phase_error_deg"] < budget
+    # Synchronising as often as possible would meet any budget: the plan must use what it has.
+    assert report["mean_interval_s"] > 0.5
+    before_due = [point["phase_error_deg"] for point in report["watches"][2::3]]
+    assert np.sqrt(np.mean(np.square(before_due))) > 0.2 * budget
