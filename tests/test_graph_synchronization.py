@@ -369,3 +369,19 @@ def test_retune_and_advance_of_nodes_move_the_prediction():
     np.testing.assert_allclose(wrap(tracker.predict(9_000_000).phase_rad - at.phase_rad), 0, atol=1e-2)
     tracker.advance(tracker.predict(9_000_000).phase_rad)
     np.testing.assert_allclose(tracker.predict(9_000_000).phase_rad, 0, atol=1e-9)
+
+
+def test_a_batch_gives_what_each_graph_gives_alone():
+    rng = np.random.default_rng(21)
+    quality = halls(rng, 4, num_nodes=6)
+    together, stars = energy.allocate_energy(quality), energy.best_star(quality)
+    phi = rng.uniform(-np.pi, np.pi, (4, 6))
+    variance = 0.01 / np.where(quality > 0, quality / quality.max(), np.nan)
+    measured = measure(rng, phi, variance)
+    found = synchronise_graph(measured, variance, leader=3)
+    for k in range(4):
+        np.testing.assert_allclose(energy.allocate_energy(quality[k]).energy, together.energy[k], rtol=1e-9)
+        np.testing.assert_allclose(energy.best_star(quality[k]).error, stars.error[k], rtol=1e-9)
+        alone = synchronise_graph(measured[k], variance[k], leader=3)
+        np.testing.assert_allclose(wrap(alone.phase_rad - found.phase_rad[k]), 0, atol=1e-9)
+        np.testing.assert_allclose(alone.phase_std_rad, found.phase_std_rad[k])

@@ -126,10 +126,13 @@ def allocate_energy(
     energy = (quality > 0) / np.count_nonzero(quality, axis=(-2, -1))[..., None, None]
     for _ in range(max_iterations):
         slope, error = _slope(energy, quality, criterion)
-        if np.all(slope.max(axis=(-2, -1)) <= (1.0 + tolerance) * error):
+        going = slope.max(axis=(-2, -1)) > (1.0 + tolerance) * error
+        if not going.any():
             break
-        energy = energy * np.sqrt(slope)
-        energy /= energy.sum(axis=(-2, -1), keepdims=True)
+        # Graphs that are done stay as they are: a batch gives what each graph gives alone.
+        moved = energy * np.sqrt(slope)
+        moved /= moved.sum(axis=(-2, -1), keepdims=True)
+        energy = np.where(going[..., None, None], moved, energy)
     pruned = np.where(2.0 * energy >= _SMALLEST_SHARE, energy, 0.0)
     energy = pruned / pruned.sum(axis=(-2, -1), keepdims=True)
     require_connected(energy > 0)
