@@ -127,7 +127,8 @@ def matched_return(y: ArrayLike, x: ArrayLike, *, energy: float | None = None) -
 
     The leader sends the conjugate of its channel estimate instead of N columns of amplified noise: at low SNR nearly
     all of the energy in `conjugate_return` is noise. The follower estimates as before. Within the burst the phase
-    turns with the offset, not with twice the offset, since stage II is summed before it is returned.
+    turns with the offset, not with twice the offset, since stage II is summed before it is returned. That sum must
+    not turn by much (offset well below 1 / (N T)); its phase is then that of the centroid.
 
     Parameters
     ----------
@@ -159,7 +160,8 @@ def return_phasor(y: ArrayLike, a: ArrayLike, x: ArrayLike) -> NDArray:
     """
     y = _as_bursts(y, "y", ("M_B", "N"))
     x, a = _as_waveform(x, y.shape[-1]), _as_direction(a, y.shape[-2])
-    return np.sum(a * (y @ x[..., None])[..., 0], axis=-1)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.sum(a * (y @ x[..., None])[..., 0], axis=-1)
 
 
 def phase_offset(y: ArrayLike, a: ArrayLike, x: ArrayLike) -> NDArray:
