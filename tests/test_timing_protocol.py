@@ -3,6 +3,7 @@
 
 import numpy as np
 import pytest
+from gnuradio.dmimo.core.carrier import CarrierCorrection
 from gnuradio.dmimo.core.timing import ClockCorrection, fractional_shift
 from gnuradio.dmimo.protocols.slots import Grant, Product, build_schedule
 from gnuradio.dmimo.protocols.timing import TIMING, TRACKING, TimingCollector, TimingPlan, TimingRole
@@ -38,12 +39,13 @@ class Run:
         self.clocks = {name: ClockCorrection(SAMP_RATE) for name in names[1:]}
         self.roles = {name: TimingRole(name, self.plan, self.clocks.get(name)) for name in names}
         self.collector = TimingCollector(self.plan)
+        self.carriers = {}
 
     def play(self, phase, start, lost=()):
         """Play a phase, hand its product to the roles and return it; `lost` slots are received by nobody."""
         grants = []
         for index in self.schedule.phase(phase).slots:
-            received = self._slot(index, start)
+            received = self.received(index, start)
             grants.append(Grant(index, 0, start))
             if index not in lost:
                 for name, samples in received.items():
@@ -56,16 +58,28 @@ class Run:
                 role.update(product)
         return product
 
-    def _slot(self, index, start):
-        network, fraction = self.network, {name: clock.fraction(start) for name, clock in self.clocks.items()}
-        x, num = np.zeros((network.num_ports, 4096), np.complex64), 4096
+    def received(self, index, start):
+        """Play a slot with every node's correction; return what each node receives."""
+        network = self.network
+        x = np.zeros((network.num_ports, 4096), np.complex64)
         for name, role in self.roles.items():
             burst = role.transmit(self.schedule.slots[index], start)
             if burst is not None:
-                x[network.ports(name), :num] = fractional_shift(burst, fraction.get(name, 0.0))
+                if name in self.carriers:
+                    burst = burst * self.carriers[name].transmit_turn(start, 4096)
+                x[network.ports(name)] = self._moved(name, burst, start, 1)
         y = network.process(x, start, np.zeros(len(x), int), final=True, shifts=self.shifts(start))
-        return {name: fractional_shift(y[network.ports(name)], -fraction.get(name, 0.0)).astype(np.complex64)
-                for name in network.names}
+        out = {}
+        for name in network.names:
+            samples = self._moved(name, y[network.ports(name)], start, -1)
+            if name in self.carriers:
+                # Received samples are labelled later than they were at the antenna.
+                samples = samples * self.carriers[name].receive_turn(start - network.latency_samples, 4096)
+            out[name] = samples.astype(np.complex64)
+        return out
+
+    def _moved(self, name, samples, start, sign):
+        return fractional_shift(samples, sign * self.clocks[name].fraction(start)) if name in self.clocks else samples
 
     def shifts(self, start):
         return [self.clocks[name].shift(start) if name in self.clocks else 0 for name in self.network.names]
@@ -141,6 +155,37 @@ def test_a_leader_with_a_clock_of_its_own_is_followed():
         run.play(TRACKING if k else TIMING, k * SECOND)
     assert run.clocks["ap1"].rate == pytest.approx(-1.5e-6, abs=2e-9)
     assert abs(run.misalignment("ap1", 4 * SECOND)) < 0.02
+
+
+def test_a_carrier_that_is_corrected_already_still_tells_the_rate():
+    run = Run(make_network(FAR[:2]))
+    carrier = CarrierCorrection(SAMP_RATE)
+    carrier.retune(-6950.0, 0)  # 50 Hz short
+    run.roles["ap1"] = TimingRole("ap1", run.plan, run.clocks["ap1"], carrier)
+    run.carriers = {"ap1": carrier}
+    product = run.play(TIMING, 0)
+    assert product.values["frequency_hz"][0] == pytest.approx(-50.0, abs=5.0)
+    assert run.clocks["ap1"].rate == pytest.approx(-2e-6, abs=2e-9)
+
+
+def test_phases_of_a_corrected_node_do_not_show_its_shifts():
+    """7 kHz and 2 ppm, both known: over a minute, 120 shifts of a sample, a carrier stays where it was, both ways.
+
+    Clocks move by 0.008 samples within a slot and turn a carrier by less than 1e-4 rad there; filters err by 4e-4.
+    """
+    run, start = Run(make_network(FAR[:2], snr_db=200.0)), 10 * SECOND
+    carrier = CarrierCorrection(SAMP_RATE)
+    carrier.retune(-7000.0, 0)
+    run.carriers = {"ap1": carrier}
+    run.clocks["ap1"].update(run.network.true_clock_offset("ap1", start, 0), 1e-3, start, rate=1 / (1 + 2e-6) - 1)
+    there, back = run.schedule.phase(TRACKING).slots
+    place, x, gains = run.plan.place, run.plan.preamble, []
+    for begin in range(start, start + 60 * SECOND, 1_730_003):
+        begin -= begin % 4096
+        gains.append([np.vdot(x, run.received(slot, begin)[name][0, place : place + x.size])
+                      for slot, name in ((there, "ap1"), (back, "ap0"))])
+    assert len({run.clocks["ap1"].shift(sample) for sample in range(start, start + 60 * SECOND, SECOND)}) > 50
+    np.testing.assert_allclose(np.angle(np.array(gains) / gains[0]), 0.0, atol=2e-3)
 
 
 def test_a_wrong_sign_or_an_ignored_fraction_would_show():
