@@ -9,6 +9,8 @@ from .delays import HALF_WIDTH, ClockStage
 from .oscillators import Clock
 from .timeline import Timeline
 
+_KEPT_SHIFTS = 1 << 16  # changes of the past that can be asked for
+
 
 class NodeClocks:
     """The clocks of all nodes, as far as they change with time; what is fixed is a delay of the channel.
@@ -39,7 +41,7 @@ class NodeClocks:
         self.network_time = any(clock.adjustable for clock in self._clocks)
         self.is_active = self.network_time or any(clock.rate != 1.0 for clock in self._clocks)
         self.tx_latency = self.rx_latency = 0
-        self._shifts = Timeline()
+        self._shifts = Timeline(kept=_KEPT_SHIFTS)
         self._none = np.zeros(len(clocks), dtype=np.int64)
         if not self.is_active:
             return

@@ -13,10 +13,15 @@ class Timeline:
     """Integer vectors that are constant over stretches of absolute samples.
 
     A *run* begins with `begin`: its first vector holds for everything before it too, since before a run is silence.
-    What was set in earlier runs is kept for `at` alone, as far as it has not been set anew.
+    What no longer takes part in a run is kept for `at` alone, as far as it has not been set anew.
+
+    Parameters
+    ----------
+    kept : how many changes of the past to keep, about.
     """
 
-    def __init__(self):
+    def __init__(self, kept: int = 0):
+        self._kept = kept
         self._starts: list[int] = []
         self._values: list[np.ndarray] = []
         self._first = 0  # of this run
@@ -24,6 +29,7 @@ class Timeline:
     def begin(self) -> None:
         """Begin a run: what has been set no longer takes part in `stretches`."""
         self._first = len(self._starts)
+        self._forget()
 
     @property
     def is_empty(self) -> bool:
@@ -51,6 +57,14 @@ class Timeline:
         """Take out of the run what ended before sample `oldest`: the rest holds for everything before."""
         while self._first + 1 < len(self._starts) and self._starts[self._first + 1] <= oldest:
             self._first += 1
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop changes of the past beyond a quarter more than are to be kept."""
+        if self._first > self._kept + self._kept // 4:
+            excess = self._first - self._kept
+            del self._starts[:excess], self._values[:excess]
+            self._first = self._kept
 
     def at(self, sample: float) -> np.ndarray | None:
         """Return the values in force at `sample`, from earlier runs too; None if there are none."""
