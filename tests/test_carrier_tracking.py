@@ -266,6 +266,28 @@ def test_the_next_synchronisation_is_the_last_sample_within_the_budget():
     assert not late.feasible.any()
 
 
+def test_its_own_plans_lead_a_tracker_to_the_steady_state_where_even_intervals_never_get():
+    model = {"linewidth_hz": 1e-5, "drift_hz": 0.014, "drift_period_s": 30.0}
+    interval = resynchronisation_interval(0.2, measurement_std_rad=0.005, frequency_std_hz=0.1, **model)
+    planned, even = (CarrierTracker(SAMP_RATE, offset_std_hz=1e-3, **model) for _ in range(2))
+    sample, events = 0, []
+    for k in range(40):
+        planned.update(0.0, 0.005, sample, 0.0, 0.1)
+        even.update(0.0, 0.005, round(1.4 * k * interval * SAMP_RATE), 0.0, 0.1)
+        events.append((str(planned.events), str(even.events)))
+        before, sample = sample, int(planned.next_synchronisation(0.2, sample).sample)
+    assert {name for name, _ in events[1:]} == {"applied"}
+    np.testing.assert_allclose((sample - before) / SAMP_RATE, interval, rtol=0.02)
+    # At 1.4 times the interval the steady state would be 0.32 rad, well within what can be unwrapped.
+    assert {name for _, name in events[1:]} == {"restarted"}
+
+
+def test_budgets_beyond_unwrapping_are_planned_as_what_can_be_unwrapped():
+    tracker = CarrierTracker(SAMP_RATE, linewidth_hz=0.01, offset_std_hz=0.1)
+    tracker.update(0.0, 0.01, 0)
+    assert tracker.next_synchronisation(3.0, 0) == tracker.next_synchronisation(MAX_INNOVATION_STD_RAD, 0)
+
+
 def test_an_oscillator_that_stands_still_is_planned_at_the_horizon():
     tracker = CarrierTracker(SAMP_RATE, linewidth_hz=0.0, offset_std_hz=1e-9)
     tracker.update(0.0, 0.01, 5)

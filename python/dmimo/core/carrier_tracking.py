@@ -193,12 +193,14 @@ class CarrierTracker:
         """Latest sample at which the predicted standard deviation of phi is within the budget.
 
         It is never before `now_sample`, and at most `HORIZON_S` after it. Where the budget is passed at `now_sample`
-        already, or nothing was measured yet, the plan is `now_sample` and not feasible. Found by bisection to one
+        already, or nothing was measured yet, the plan is `now_sample` and not feasible. A budget above
+        `MAX_INNOVATION_STD_RAD` counts as that: later the phase could not be unwrapped. Found by bisection to one
         sample; the variance grows with time, or falls first and grows then.
         """
         budget, now = self._broadcast(budget_rad, now_sample)
         if not np.all(budget > 0):
             raise ValueError(f"budget_rad={budget_rad} must be positive")
+        budget = np.minimum(budget, MAX_INNOVATION_STD_RAD)
         low = now = np.ceil(now).astype(np.int64)
         feasible = self.predicted_std_rad(now) <= budget
         # Within the budget at `low`, beyond it at `high`, or no matter.

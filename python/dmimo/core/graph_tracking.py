@@ -17,9 +17,11 @@ from .graph_synchronization import pair_measurements, synchronise_graph
 
 
 class GraphPrediction(NamedTuple):
-    """Relative to the leader, whose entries are zero: phase_rad (M,), ``phi_leader - phi_m`` in (-pi, pi];
-    covariance (M, M) rad^2 and phase_std_rad (M,), inf before the first update; frequency_hz (M,),
-    ``f_leader - f_m``, and frequency_std_hz (M,)."""
+    """What is known of the nodes relative to the leader, whose entries are zero.
+
+    phase_rad (M,), ``phi_leader - phi_m`` in (-pi, pi]; covariance (M, M) rad^2 and phase_std_rad (M,), inf before the
+    first update; frequency_hz (M,), ``f_leader - f_m``, and frequency_std_hz (M,).
+    """
 
     phase_rad: NDArray
     covariance: NDArray

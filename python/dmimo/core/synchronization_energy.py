@@ -26,8 +26,11 @@ _SMALLEST_SHARE = 1e-3
 
 
 class EnergyPlan(NamedTuple):
-    """energy (..., M, M), symmetric, summing to the total over pairs; error (...) that it gives, rad^2;
-    gap (...): how far the error may be above the least possible one, relative to it; nan where that is not known."""
+    """Energies of pairs and what they give.
+
+    energy (..., M, M), symmetric, summing to the total over pairs; error (...) that it gives, rad^2; gap (...): how far
+    the error may be above the least possible one, relative to it; nan where that is not known.
+    """
 
     energy: NDArray
     error: NDArray
@@ -105,8 +108,9 @@ def allocate_energy(
 
     Multiplicative updates ``e <- e sqrt(g)``, rescaled to the total, ``g_ij = k_ij (b_ij^T L^+ C L^+ b_ij)`` the
     derivative of the error; each lowers the error. At the optimum g is the same for all pairs that have energy and not
-    larger elsewhere; as the error is convex and homogeneous, ``max(g) total / error - 1`` bounds the gap to the
-    optimum. Pairs with less than a thousandth of the energy are dropped at the end.
+    larger elsewhere; as the error is convex and homogeneous, the least possible one is at least
+    ``2 error - total max(g)``, from which the gap is known. Pairs with less than a thousandth of the energy are dropped
+    at the end.
 
     Parameters
     ----------
@@ -136,8 +140,10 @@ def allocate_energy(
     pruned = np.where(2.0 * energy >= _SMALLEST_SHARE, energy, 0.0)
     energy = pruned / pruned.sum(axis=(-2, -1), keepdims=True)
     require_connected(energy > 0)
-    slope, error = _slope(energy, quality, criterion)
-    return EnergyPlan(2.0 * total * energy, error / (2.0 * total), slope.max(axis=(-2, -1)) / error - 1.0)
+    # The least possible error, by convexity from the energies before any were dropped.
+    least = 2.0 * error - slope.max(axis=(-2, -1))
+    error = _slope(energy, quality, criterion)[1]
+    return EnergyPlan(2.0 * total * energy, error / (2.0 * total), error / np.maximum(least, 0.0) - 1.0)
 
 
 def sounding_nodes(energy: ArrayLike) -> NDArray:

@@ -24,7 +24,9 @@ def resynchronisation_interval(
     The error is largest just before an exchange; there the standard deviation of a `CarrierTracker` in its steady state
     (`steady_state_std_rad`) equals the budget. Without drift ``tau = budget^4 / (q (budget^2 + measurement_std^2))``.
     At most `HORIZON_S`. The steady state knows the constant part of the offset; until a tracker has learnt it, over
-    some drift periods, its own plan (`CarrierTracker.next_synchronisation`) is earlier.
+    some drift periods, its own plan (`CarrierTracker.next_synchronisation`) is earlier. And it knows the frequency:
+    exchanges that are so far apart from the very first on may never get there, as each phase would have to be started
+    anew. The tracker's own plans lead from the first exchange to the steady state.
 
     Parameters
     ----------

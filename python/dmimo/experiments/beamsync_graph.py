@@ -70,7 +70,9 @@ def trial_chunk(configuration: Mapping, seeds: Sequence[np.random.SeedSequence])
     cover of their pairs.
 
     What the graph gains over the star is mostly that of short links in several hops, which a tree has as well; loops
-    add about 1 dB, and a check of the measurements.
+    add about 0.6 dB, and a check of the measurements. Without shadowing (links spread by the places alone) the graph
+    saves 6.6 dB, with 8 dB of shadowing 12 dB; counted relative to a leader instead, 1 dB less. Shares matter: equal
+    energies on all pairs cost 3 to 5 dB.
     """
     draws = [_hall(configuration, np.random.default_rng(seed)) for seed in seeds]
     quality, phases, noise = (np.stack(part) for part in zip(*draws, strict=True))
