@@ -48,12 +48,12 @@ def through_samples(seed, exchanges, **options):
     """Errors (exchanges,) of the measured phases of one network, and its effective channel."""
     assembly = Assembly(testbed.parse(TESTBED.format(seed=seed, **options)), protocol="sync")
     network = assembly.network()
-    collectors = assembly.collectors()
-    others = [collectors["beamsync"], TrueInternal(network)]
+    monitor = assembly.collectors()["beamsync"].members["beamsync"]
+    others = [monitor, TrueInternal(network)]
     roles = {name: assembly.roles(name) for name in assembly.schedule.nodes}
     run = DirectRun(assembly.schedule, network, roles, others, until_sample=exchanges * 10_000)
     assert run.run() is None
-    history = [entry["followers"]["b"] for entry in collectors["beamsync"].history if entry["phase"] == "phase"]
+    history = [entry["followers"]["b"] for entry in monitor.history if entry["phase"] == "phase"]
     errors = []
     for before, after in itertools.pairwise(history):
         c = network.true_calibration(after["measured_sample"])

@@ -16,7 +16,7 @@ MODULES = sorted(path.relative_to(SOURCES) for path in SOURCES.rglob("*.py"))
 # "" is the package's own __init__, which everything may ask for the version.
 TESTBED = {"testbed", "testbed_yaml", "testbed_checks"}
 FILES = {"records", *TESTBED}
-PLOTTING = {"core", "plotting_style", "plotting_synchronization"}
+PLOTTING = {"core", "plotting_style", "plotting_sync_run", "plotting_synchronization"}
 LAYERS = {
     "core": ({"core"}, {"numpy", "scipy"}),
     "simulation": ({"simulation", "core.waveforms"}, {"numpy", "scipy"}),
@@ -27,12 +27,16 @@ LAYERS = {
     "records": (TESTBED, {"numpy", "h5py"}),
     "plotting": (PLOTTING, {"numpy", "matplotlib"}),
     "plotting_style": (set(), {"numpy", "matplotlib"}),
+    "plotting_sync_run": ({"plotting_style"}, {"numpy", "matplotlib"}),
     "plotting_synchronization": ({"plotting_style"}, {"numpy", "matplotlib"}),
     "experiments": ({"experiments", "core", "simulation", "protocols", "plotting", "records"},
                     {"numpy", "scipy", "dask", "distributed"}),
-    "assembly": ({"core", "simulation", "protocols"} | FILES, {"numpy"}),
+    "assembly": ({"core", "simulation", "protocols", "synchronization_assembly"} | FILES, {"numpy"}),
+    "synchronization_assembly": ({"core", "protocols", "testbed"}, {"numpy"}),
+    "direct": ({"simulation", "protocols"}, {"numpy"}),
+    "reports": ({"core", "simulation", "protocols", "assembly"} | FILES, {"numpy"}),
     "blocks": ({"blocks", "core", "simulation", "protocols", "assembly"} | FILES, {"numpy", "gnuradio", "pmt"}),
-    "flowgraphs": ({"blocks", "core", "simulation", "protocols", "assembly"} | FILES, {"numpy", "gnuradio", "pmt"}),
+    "flowgraphs": ({"blocks", "core", "protocols", "assembly", "reports"} | FILES, {"gnuradio"}),
     "": (set(), set()),
 }  # fmt: skip
 DYNAMIC = {"import_module", "__import__", "exec", "eval"}

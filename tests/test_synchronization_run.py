@@ -2,7 +2,6 @@
 """Whole synchronisation runs of a testbed on the simulated network, minutes of network time."""
 
 import numpy as np
-import pytest
 from gnuradio.dmimo import reports, testbed
 from gnuradio.dmimo.assembly import Assembly
 from gnuradio.dmimo.core.synchronization_planning import gain_loss_db
@@ -19,9 +18,11 @@ nodes:
   - {{name: ue1, kind: ue, oscillator: {{cfo_hz: 10}}}}
 propagation: {{delays: false, coupling_db: 0}}
 noise: {{snr_db: 20}}
-slots: {{slot_samples: 256, pilot_samples: 32, prefix_samples: 8, lead_samples: 8, num_subcarriers: 24, num_subbands: 1}}
+slots: {{slot_samples: 256, pilot_samples: 32, prefix_samples: 8, lead_samples: 8, num_subcarriers: 24,
+         num_subbands: 1}}
 verification: {{uplink_repeats: 2, repeats: 2, random_starts: 2}}
-beamsync: {{sync_samples: 96, budget_deg: {budget}, linewidth_hz: 1.0e-6, drift_hz: 0.02, drift_period_s: 60, watches: 3}}
+beamsync: {{sync_samples: 96, budget_deg: {budget}, linewidth_hz: 1.0e-6, drift_hz: 0.02, drift_period_s: 60,
+            watches: 3}}
 """
 
 

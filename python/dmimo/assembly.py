@@ -152,11 +152,12 @@ class Assembly:
         if self.serves_many:
             verified = verified + self.multiuser_plan.phases(window)
         if self.protocol == "sync":
-            # A watch at once, others and the next synchronisation at the pace: (verified) paced (verified) ... paced.
-            paced = [0, *(1 + k * len(verified) for k in range(1, self.watches))]
-            return build_schedule(nodes, slot_samples, first, [sync.phase_stage(), *verified * self.watches], paced)
+            # A watch at once; those after it, and the next synchronisation, at the pace.
+            again = sync.repeated_phases()
+            paced = [0, *(len(again) + k * len(verified) for k in range(1, self.watches))]
+            return build_schedule(nodes, slot_samples, first, [*again, *verified * self.watches], paced)
         if sync is not None:
-            first.append(sync.phase_stage())
+            first += sync.repeated_phases()
         beams = {name: len(self._nodes[name].panel.beams) for name in self._aps}
         slots = beam_sweep.sweep_slots(nodes, self._aps, beams, self.order)
         return build_schedule(nodes, slot_samples, [*first, (beam_sweep.PHASE, window, slots), *verified])
@@ -176,7 +177,7 @@ class Assembly:
     def collectors(self) -> dict[str, Collector]:
         """New collectors by name; each phase of the schedule belongs to one of them."""
         sync = self.synchronization
-        collectors: dict[str, Collector] = {} if sync is None else sync.collectors(self.watches)
+        collectors: dict[str, Collector] = {} if sync is None else {"beamsync": sync.collector(self.watches)}
         if self.protocol == "sweep":
             collectors["calibrator"] = self.sweep_collector()
         if self.verifies:
@@ -240,12 +241,18 @@ class Assembly:
                 linewidth_hz=oscillator.linewidth_hz, drift_hz=oscillator.drift_hz,
                 drift_period_s=oscillator.drift_period_s, tx_phase=phases[0], rx_phase=phases[1]),
             clock=Clock(offset_samples=clock.offset_samples, loop_delay_samples=clock.loop_delay_samples,
-                        rate=1.0 + (oscillator.cfo_hz / bed.center_freq if clock.follow_cfo else 0.0)),
+                        rate=1.0 + (oscillator.cfo_hz / bed.center_freq if clock.follow_cfo else 0.0),
+                        adjustable=self._aligns(node)),
             noise_var=noise_var,
             compression=None if hardware.amplifier is None else complex(*hardware.amplifier.compression),
             adc=None if hardware.adc is None else (hardware.adc.bits, hardware.adc.full_scale),
             position_m=node.position_m,
         )
+
+    def _aligns(self, node: testbed.Node) -> bool:
+        """Whether a node corrects its sample clock."""
+        settings = self.testbed.beamsync
+        return settings is not None and settings.timing and node.kind == "ap" and node.name != settings.leader
 
     def record(self, estimate: SweepCalibration, epoch: int = 0) -> CalibrationRecord:
         """Calibration file's content."""

@@ -31,6 +31,17 @@ class Run:
         return getattr(self.collectors.get("calibrator"), "calibration", None)
 
 
+    @property
+    def synchronisations(self) -> list[dict[str, object]]:
+        """History of the synchronisation, empty without one."""
+        return history(self.collectors)
+
+
+def history(collectors: Mapping[str, Collector]) -> list[dict[str, object]]:
+    """History of the synchronisation among these collectors, empty without one."""
+    return collectors["beamsync"].members["beamsync"].history if "beamsync" in collectors else []
+
+
 def report(run: Run) -> dict[str, object]:
     """Everything that `report.json` holds."""
     bed = run.assembly.testbed
@@ -57,7 +68,7 @@ def report(run: Run) -> dict[str, object]:
 
 def _calibration(run: Run, estimate: SweepCalibration) -> dict[str, object]:
     corrections = {}
-    for entry in run.collectors["beamsync"].history if "beamsync" in run.collectors else ():
+    for entry in run.synchronisations:
         if entry["phase"] == PHASE:
             corrections = {name: np.exp(1j * _turn(run, measured, int(estimate.reference_time)))
                            for name, measured in entry["followers"].items()}
@@ -82,23 +93,32 @@ def _calibration(run: Run, estimate: SweepCalibration) -> dict[str, object]:
 def _synchronization(run: Run) -> dict[str, object]:
     """History of the synchronisation; `true_error_deg` is what the correction leaves of the phase at its sample."""
     rate, plan = run.assembly.testbed.samp_rate, run.assembly.synchronization.plan
-    history = []
-    for entry in run.collectors["beamsync"].history:
+    entries = []
+    for entry in run.synchronisations:
         followers = {}
         for name, measured in entry["followers"].items():
             followers[name] = {key: value for key, value in measured.items() if not key.startswith("turn_")}
             if entry["phase"] == PHASE:
                 error = true_phase_error(run, name, entry["sample"], measured)
                 followers[name]["true_error_deg"] = float(np.degrees(error))
-        history.append({"phase": entry["phase"], "time_s": entry["sample"] / rate, "followers": followers})
-    rounds = [entry for entry in history if entry["phase"] == PHASE]
+        entries.append({"phase": entry["phase"], "time_s": entry["sample"] / rate, "followers": followers})
+    rounds = [entry for entry in entries if entry["phase"] == PHASE]
+    timing = run.collectors["beamsync"].members.get("timing")
+    for phase, values in () if timing is None else timing.history:
+        followers = {name: {"clock_offset_samples": float(values["offset_samples"][k]),
+                            "clock_offset_std_samples": float(values["offset_std_samples"][k]),
+                            "frequency_hz": float(values["frequency_hz"][k]), "trusted": bool(values["trusted"][k])}
+                     for k, name in enumerate(plan.followers)}
+        time_s = int(values["reference_samples"].max()) / rate
+        entries.append({"phase": phase, "time_s": time_s, "followers": followers})
+    entries.sort(key=lambda entry: entry["time_s"])
     intervals = np.diff([entry["time_s"] for entry in rounds])
     return {
         "leader": plan.leader,
         "followers": list(plan.followers),
         "synchronisations": len(rounds),
         "mean_interval_s": float(intervals.mean()) if intervals.size else None,
-        "history": history,
+        "history": entries,
     }
 
 
@@ -121,8 +141,8 @@ def _turn(run: Run, correction: Mapping[str, float], sample: int) -> float:
 
 def _gains(run: Run, watches: Sequence[Mapping[str, object]]) -> dict[str, object]:
     """Gains over time, and their averages over time as ratios of mean powers."""
-    rate, history = run.assembly.testbed.samp_rate, run.collectors["beamsync"].history
-    done = [entry for entry in history if entry["phase"] == PHASE]
+    rate = run.assembly.testbed.samp_rate
+    done = [entry for entry in run.synchronisations if entry["phase"] == PHASE]
     samples = np.array([entry["sample"] for entry in done])
     points = []
     for watch in watches:

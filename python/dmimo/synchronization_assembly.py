@@ -8,15 +8,17 @@ import numpy as np
 
 from . import testbed
 from .core.carrier_tracking import CarrierTracker
+from .core.clock_correction import ClockCorrection
 from .core.sync_burst import SyncBurst
 from .core.waveforms import SlotLayout
-from .protocols import internal_calibration
+from .protocols import internal_calibration, timing
 from .protocols.beamsync import Bystander, FollowerRole, LeaderRole
 from .protocols.beamsync_collector import BeamSyncCollector, Pacing
 from .protocols.beamsync_plan import FREQUENCY, PHASE, BeamSyncPlan
 from .protocols.correction import NodeCorrection
-from .protocols.slots import Collector, Role, Slot
+from .protocols.slots import Collector, CollectorGroup, Role, Slot
 
+MAX_OFFSET_HZ = 20e3  # of carriers in a search for preambles, where the testbed sets no limit
 SUFFIX_SHARE = 4  # the burst's suffix is a quarter of the prefix: clocks may be early by as much
 
 
@@ -53,6 +55,19 @@ class Synchronization:
             frequency_repeats=settings.frequency_repeats, pilot_share=settings.pilot_share, joint=settings.joint,
             max_offset_hz=settings.max_offset_hz, num_subbands=slots.num_subbands, seed=self._bed.seed)
 
+    @cached_property
+    def timing_plan(self) -> timing.TimingPlan | None:
+        """Plan of the alignment of the sample clocks, None where they are shared."""
+        settings, bed = self._settings, self._bed
+        if not settings.timing:
+            return None
+        return timing.TimingPlan(
+            nodes=self._nodes, leader=self.leader, followers=self.followers,
+            num_ports={node.name: node.num_ports for node in bed.nodes}, slot_samples=bed.slots.slot_samples,
+            samp_rate=bed.samp_rate, center_freq=bed.center_freq, preamble_samples=settings.preamble_samples,
+            latency_samples=self._latency, max_delay_samples=settings.max_delay_samples,
+            max_offset_hz=settings.max_offset_hz or MAX_OFFSET_HZ)
+
     @property
     def calibrates(self) -> bool:
         """Whether the access points calibrate their own ports first."""
@@ -60,37 +75,47 @@ class Synchronization:
 
     def first_phases(self) -> list[tuple[str, int, list[Slot]]]:
         """Phases of a cold start up to the frequency."""
-        phases = []
+        phases = [] if self.timing_plan is None else self.timing_plan.phases(self._bed.slots.window)[:1]
         if self.calibrates:
             slots = internal_calibration.internal_slots(self._nodes, tuple(self.num_ports),
                                                         self._settings.internal_repeats)
             phases.append((internal_calibration.PHASE, self._bed.slots.window, slots))
         return phases + [phase for phase in self.plan.phases() if phase[0] == FREQUENCY]
 
-    def phase_stage(self) -> tuple[str, int, list[Slot]]:
-        """The phase that is repeated."""
-        return next(phase for phase in self.plan.phases() if phase[0] == PHASE)
+    def repeated_phases(self) -> list[tuple[str, int, list[Slot]]]:
+        """Phases that are repeated: tracking of the clocks, and the phase stage."""
+        tracking = [] if self.timing_plan is None else self.timing_plan.phases(self._bed.slots.window)[1:]
+        return tracking + [phase for phase in self.plan.phases() if phase[0] == PHASE]
 
     def roles(self, name: str) -> list[Role]:
         """New roles of a node."""
         roles: list[Role] = [internal_calibration.InternalRole(name, self._layouts)] if self.calibrates else []
+        clock = correction = None
+        if name in self.followers:
+            clock = None if self.timing_plan is None else ClockCorrection(self._bed.samp_rate)
+            correction = NodeCorrection(self._bed.samp_rate, clock, self._latency)
+        if self.timing_plan is not None:
+            carrier = None if correction is None else correction.carrier
+            roles.append(timing.TimingRole(name, self.timing_plan, clock, carrier))
         if name == self.leader:
             return [*roles, LeaderRole(name, self.plan, self._ports(name))]
         if name not in self.followers:
             return [*roles, Bystander(name, self.plan)]
-        correction = NodeCorrection(self._bed.samp_rate)
         budget = np.radians(self._settings.budget_deg)
-        return [*roles, FollowerRole(name, self.plan, self._ports(name), correction, self._tracker, budget)]
+        return [*roles, FollowerRole(name, self.plan, self._ports(name), correction, self._tracker, budget,
+                                     again=self._settings.resynchronise)]
 
-    def collectors(self, watches: int) -> dict[str, Collector]:
-        """New collectors by name; `watches` paced phases lie between synchronisations."""
+    def collector(self, watches: int) -> CollectorGroup:
+        """New collectors of the synchronisation, as one; `watches` paced phases lie between synchronisations."""
         settings, rate = self._settings, self._bed.samp_rate
         pacing = Pacing(round(settings.min_interval_s * rate), round(settings.max_interval_s * rate), watches)
-        collectors: dict[str, Collector] = {"beamsync": BeamSyncCollector(self.plan, self.num_ports, pacing)}
+        members: dict[str, Collector] = {"beamsync": BeamSyncCollector(self.plan, self.num_ports, pacing)}
         if self.calibrates:
-            collectors["internal"] = internal_calibration.InternalCollector(
+            members["internal"] = internal_calibration.InternalCollector(
                 self.num_ports, settings.internal_calibration)
-        return collectors
+        if self.timing_plan is not None:
+            members["timing"] = timing.TimingCollector(self.timing_plan)
+        return CollectorGroup(members)
 
     def _tracker(self, offset_std_hz: float) -> CarrierTracker:
         """Tracker of the difference of two of the assumed oscillators."""

@@ -195,6 +195,8 @@ class BeamSync:
     pilot_share: float = 1.0
     joint: bool = True
     timing: bool = False
+    preamble_samples: int = 1024
+    max_delay_samples: int = 1200
     internal_calibration: Literal["ml", "argos", "none"] = "ml"
     internal_repeats: int = 4
     budget_deg: float = 10.0
@@ -204,6 +206,7 @@ class BeamSync:
     min_interval_s: float = 0.05
     max_interval_s: float = 60.0
     watches: int = 3
+    resynchronise: bool = True
     duration_s: float = 10.0
 
 

@@ -46,8 +46,9 @@ class slot_scheduler(lean_message_block):
         if not watchdog_s > 0:
             raise ValueError(f"watchdog_s = {watchdog_s}: must be positive")
         self._schedule = schedule
-        if runs < 0 or pause_samples < 0:
-            raise ValueError(f"runs = {runs}, pause_samples = {pause_samples}: must not be negative")
+        if min(runs, pause_samples, until_sample) < 0:
+            raise ValueError(f"runs = {runs}, pause_samples = {pause_samples}, until_sample = {until_sample}: "
+                             "must not be negative")
         self._options = {"max_attempts": max_attempts, "guard_samples": guard_samples, "until_sample": until_sample}
         self._runs, self._pause_samples = runs, pause_samples
         self._epoch = epoch

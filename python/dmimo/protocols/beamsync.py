@@ -6,8 +6,8 @@ c_1 / c_m of the node's internal calibration. The follower measures
 
 * the frequency offset f = f_A - f_B from the leader's burst; it turns what it sends by :math:`e^{+2j\pi f n T}`,
   what it receives by the conjugate;
-* the phase :math:`\varphi = \angle c_A - \angle c_B` from the conjugate that the leader returns, and turns what it sends
-  by :math:`e^{+j\varphi}`.
+* the phase :math:`\varphi = \angle c_A - \angle c_B` from the conjugate that the leader returns; it turns what it
+  sends by :math:`e^{+j\varphi}`.
 
 CFO and phase noise enter the two directions with opposite signs: :math:`\varphi` moves by twice the difference of the
 oscillators and belongs to the middle between stages II and III. The correction is the follower's `NodeCorrection`,
@@ -175,12 +175,15 @@ class FollowerRole(_SyncRole):
         Tracker of what the correction leaves, given how well the frequency is known.
     budget_rad : float
         Phase error at which to synchronise again.
+    again : bool
+        Whether to correct the phase more than once; False: later exchanges measure only.
     """
 
     def __init__(self, node: str, plan: BeamSyncPlan, ports: slice, correction: NodeCorrection,
-                 make_tracker: Callable[[float], CarrierTracker], budget_rad: float):
+                 make_tracker: Callable[[float], CarrierTracker], budget_rad: float, again: bool = True):
         super().__init__(node, plan, ports)
         self.correction = correction
+        self._again, self._corrected = again, False
         self._make_tracker, self._budget = make_tracker, budget_rad
         self.tracker = make_tracker(UNKNOWN_OFFSET_HZ)
         self._band, self._x = plan.bands[node], plan.signals[node]
@@ -283,9 +286,10 @@ class FollowerRole(_SyncRole):
                 duration_s=duration))
         found = self.tracker.predict(sample)
         phase, offset = float(found.phase_rad), float(found.frequency_hz)
-        self._pending = (sample, phase, offset) if applied else None
+        corrects = applied and (self._again or not self._corrected)
+        self._pending = (sample, phase, offset) if corrects else None
         following = self.tracker.next_synchronisation(self._budget, sample)
-        carrier, phase_change, change_hz = self.correction.carrier, phase * applied, offset * applied
+        carrier, phase_change, change_hz = self.correction.carrier, phase * corrects, offset * corrects
         return {
             "sample": sample, "frequency_hz": offset, "frequency_std_hz": float(found.frequency_std_hz),
             "phase_rad": phase, "phase_std_rad": float(found.phase_std_rad),
@@ -307,6 +311,7 @@ class FollowerRole(_SyncRole):
         carrier.retune(carrier.frequency_hz + offset, sample)
         carrier.advance(phase, sample)
         if product.phase == PHASE:
+            self._corrected = True
             self.tracker.retune(offset, sample)
             self.tracker.advance(phase)
 

@@ -19,11 +19,15 @@ class NodeCorrection:
     samp_rate : float
     clock : ClockCorrection, optional
         None where all clocks are shared.
+    latency_samples : int
+        How much later than at the antenna received samples are labelled: they are turned by their time at the antenna,
+        or every change of frequency would turn c.
     """
 
-    def __init__(self, samp_rate: float, clock: ClockCorrection | None = None):
+    def __init__(self, samp_rate: float, clock: ClockCorrection | None = None, latency_samples: int = 0):
         self.carrier = CarrierCorrection(samp_rate)
         self.clock = clock
+        self._latency = latency_samples
 
     def shift(self, start: int) -> int:
         """Samples by which the node's device time is ahead of network time in the slot that begins at `start`."""
@@ -37,7 +41,7 @@ class NodeCorrection:
     def receive(self, samples: np.ndarray, start: int) -> np.ndarray:
         """Samples (ports, n) received from absolute sample `start` on, corrected: complex64."""
         shifted = self._shifted(samples, start, -1.0)
-        return (shifted * self.carrier.receive_turn(start, samples.shape[-1])).astype(np.complex64)
+        return (shifted * self.carrier.receive_turn(start - self._latency, samples.shape[-1])).astype(np.complex64)
 
     def _shifted(self, samples: np.ndarray, start: int, sign: float) -> np.ndarray:
         fraction = 0.0 if self.clock is None else self.clock.fraction(start)

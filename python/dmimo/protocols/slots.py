@@ -193,6 +193,29 @@ class Collector(Protocol):
         """Product of the phase, from each node's results by node name."""
 
 
+class CollectorGroup:
+    """Several collectors as one; each phase belongs to one of them.
+
+    Parameters
+    ----------
+    members : mapping of name to Collector
+    """
+
+    def __init__(self, members: Mapping[str, Collector]):
+        self.members = dict(members)
+        self._owner = {phase: member for member in members.values() for phase in member.phases}
+        self.phases = frozenset(self._owner)
+
+    def update(self, product: Product) -> None:
+        """Give every member what a phase of somebody else has produced."""
+        for member in self.members.values():
+            member.update(product)
+
+    def produce(self, phase: str, grants: Sequence[Grant], results: Mapping[str, Mapping[str, object]]) -> Product:
+        """Product of the phase from the member that it belongs to."""
+        return self._owner[phase].produce(phase, grants, results)
+
+
 class Reception:
     """Received slots of one node, kept per slot and attempt until their phase ends."""
 

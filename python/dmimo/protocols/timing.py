@@ -241,12 +241,19 @@ class TimingRole:
 
 
 class TimingCollector:
-    """Combines both directions into each follower's clock offset."""
+    """Combines both directions into each follower's clock offset.
+
+    Attributes
+    ----------
+    history : list of (phase, values)
+        What every phase has produced.
+    """
 
     phases = frozenset({TIMING, TRACKING})
 
     def __init__(self, plan: TimingPlan):
         self._plan = plan
+        self.history: list[tuple[str, dict[str, np.ndarray]]] = []
 
     def update(self, product: Product) -> None:
         """Nothing: timing comes first."""
@@ -266,6 +273,7 @@ class TimingCollector:
             rows.append(row)
             reasons += doubts
         values = {key: np.array([row[key] for row in rows]) for key in rows[0]}
+        self.history.append((phase, values))
         return Product(phase, values, phase == TRACKING or not reasons, tuple(reasons))
 
     def _combine(self, number: int, node: str, results) -> tuple[dict[str, object], list[str]]:
