@@ -28,7 +28,7 @@ def curve_families(summary: Mapping) -> Figure:
     """
     labels = [*(family["label"] for family in summary["families"]), *summary["kinds"], summary["bound"] or ""]
     # The legends stand beside axes of the same width whatever they say.
-    figure, axes = new_figure(5.5 + 0.068 * max(map(len, labels)), 4.8)
+    figure, axes = new_figure(5.8 + 0.072 * max(map(len, labels)), 4.8)
     x = np.asarray(summary["x"], np.float64)
     for index, family in enumerate(summary["families"]):
         colour = COLOURS[index % len(COLOURS)]

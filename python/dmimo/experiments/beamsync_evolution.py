@@ -125,7 +125,7 @@ def trial_chunk(configuration: Mapping, seeds: Sequence[np.random.SeedSequence])
       since it gives the paper's loss of 0.13 dB: e^-0.029 is 0.125 dB, and 0.11 dB are measured, since the first
       antennas have no error.
     * **BeamSync with calibration errors.** It averages them over the antennas, with unequal weights: its phase is off
-      by near :math:`0.17 \sqrt{4 / M}` rad rms, 3.5 degrees on average at 16 antennas (measured), where the paper has
+      by near :math:`0.17 \sqrt{4 / M}` rad rms, 3.6 degrees on average at 16 antennas (measured), where the paper has
       1.5. In the gain that is 0.002 dB. Between drifting oscillators the two add by their squares, and the difference
       can only be seen right after a synchronisation.
     """

@@ -292,7 +292,7 @@ def beamsync_waveform(configuration: Mapping, seeds: Sequence[np.random.SeedSequ
 
     The paper's sinusoid is 0.7 dB worse than constant modulus; with all energy in the two end samples the error is 4.6
     dB better than the sinusoid's. Two pulses N_f - 1 samples apart are ambiguous beyond 1 / (2 (N_f - 1) T), 778 Hz
-    here; a peak limit of 3 dB keeps 2.7 dB of it.
+    here; with peaks of at most 3 dB over the mean the gain is 3.0 dB.
     """
     link = Link(configuration, generators(seeds), configuration["num_antennas"], configuration["num_samples"])
     waveforms = [make(configuration["num_samples"]) for _, make in WAVEFORMS.values()]

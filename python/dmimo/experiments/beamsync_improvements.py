@@ -65,8 +65,8 @@ def beamsync_matched_return(configuration: Mapping, seeds: Sequence[np.random.Se
     """Phase errors (trials, SNRs) of both kinds of return from the same draws.
 
     Below 0 dB per antenna most of what the leader received is noise, and the conjugate return spends its energy on it;
-    the matched filter keeps one column of N. At -10 dB the RMSE is 2.6 times smaller, from 10 dB up the two
-    are the same.
+    the matched filter keeps one column of N. At -10 dB the RMSE is 2.4 times smaller, at
+    0 dB 1.1 times, and from 10 dB up the two are the same within 1 %.
     """
     num_samples = configuration["num_samples"]
     draws, points = _draw(configuration, seeds, num_samples, 1), []
@@ -117,8 +117,9 @@ def beamsync_ping_pong(configuration: Mapping, seeds: Sequence[np.random.SeedSeq
     """Phase errors (trials, rounds, SNRs): R rounds of N / R symbols each, a total of M + 2 N for all stages.
 
     Each round sends along the conjugate of the last return, a power iteration over the air, and the phasors of all
-    rounds are added. It repairs a direction that stage I found badly: with 2 % of the energy in stage I instead of
-    the paper's M / (M + 2 N) = 7.4 %.
+    rounds are added. It repairs a direction that stage I found badly, here with 2 % of the energy instead of the
+    paper's M / (M + 2 N) = 7.4 %: at -5 dB four rounds have 1.7 times less RMSE than one with the conjugate return, 1.4
+    times less with the matched one. From 10 dB up there is nothing left to repair, and nothing is lost.
     """
     rows = []
     total, num = _total(configuration), configuration["num_antennas"]
@@ -188,8 +189,10 @@ def summarise_share(configuration: Mapping, arrays: Mapping[str, NDArray]) -> di
 def beamsync_energy_share(configuration: Mapping, seeds: Sequence[np.random.SeedSequence]) -> dict[str, NDArray]:
     """Phase errors (trials, shares, SNRs) at figure 6's energy, M + 2 N = 2 M; the paper spends half of it in stage I.
 
-    The direction needs far less than half once the SNR is good: what it misses costs in proportion to the square of
-    its error, what it takes from stages II and III costs directly.
+    The direction needs far less than half: what it misses costs in proportion to the square of its error, what it
+    takes from stages II and III costs directly. The best share falls from 0.2 at 0 and 5 dB (1.0 dB better than a half)
+    over 0.15 at 10 dB (1.7 dB) to 0.05 at 20 dB (2.7 dB); anything from 0.05 to 0.3 is within half a decibel up to
+    10 dB.
     """
     num, num_samples = configuration["num_antennas"], configuration["num_samples"]
     draws, rows = _draw(configuration, seeds, num_samples, 1), []

@@ -14,6 +14,8 @@ from ..core import metrics
 GAINS = ("unit", "normal")
 # The phase RMSE at which BeamSync is held against its baselines.
 WANTED_RMSE = 3e-3
+# 95 % of a normal distribution.
+_TWO_SIDED_95 = 1.959964
 
 
 def wrap(angle: NDArray) -> NDArray:
@@ -22,9 +24,15 @@ def wrap(angle: NDArray) -> NDArray:
 
 
 def rms_curve(errors: ArrayLike) -> dict[str, list[float]]:
-    """Root mean square over trials, (points,), with the 95 % band of the mean square, from errors (trials, points)."""
-    value, low, high = metrics.mean_interval(np.asarray(errors, np.float64) ** 2, axis=0)
-    return _curve(*(np.sqrt(np.maximum(part, 0.0)) for part in (value, low, high)))
+    """Root mean square over trials, (points,), with its 95 % band, from errors (trials, points).
+
+    The band is that of the logarithm of the mean square, by the delta method: it stays positive where a few outliers
+    make most of the mean.
+    """
+    mean, error = metrics.mean_and_standard_error(np.asarray(errors, np.float64) ** 2, axis=0)
+    half = _TWO_SIDED_95 * np.divide(error, mean, out=np.zeros_like(mean), where=mean > 0)
+    root = np.sqrt(mean)
+    return _curve(root, root * np.exp(-0.5 * half), root * np.exp(0.5 * half))
 
 
 def median_curve(errors: ArrayLike) -> dict[str, list[float]]:
