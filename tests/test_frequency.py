@@ -54,15 +54,11 @@ def test_sign_is_that_of_the_carrier_of_the_sender():
 
 
 def test_estimate_is_the_maximum_of_the_likelihood():
-    """Against a fine grid of eq. (26) at an SNR with many maxima.
-
-    It is the top of its lobe exactly; of two lobes within the 1.3 % that the FFT may lose between its points, it may
-    be that of the lower.
-    """
+    """Against a fine grid of eq. (26), of which it must not be worse anywhere, at an SNR with many maxima."""
     rng = np.random.default_rng(2)
     x = complex_normal(rng, 12)
-    y, _ = received(rng, x, rng.uniform(-7000, 7000, 200), num_antennas=3, noise_var=3.0)
-    grid = np.linspace(-7000, 7000, 4001)
+    y, _ = received(rng, x, rng.uniform(-7000, 7000, 1000), num_antennas=3, noise_var=3.0)
+    grid = np.linspace(-7000, 7000, 1401)
     turn = np.exp(-2j * np.pi * np.arange(12)[:, None] * grid * T) * np.conj(x)[:, None]
     for limit in (None, 2000.0, 50.0):
         estimate = synchronization.frequency_offset(y, x, T, max_offset=limit)
@@ -70,8 +66,7 @@ def test_estimate_is_the_maximum_of_the_likelihood():
                                         np.exp(-2j * np.pi * np.arange(12) * estimate[:, None] * T))) ** 2, axis=-1)
         allowed = np.abs(grid) <= (7000.0 if limit is None else limit)
         best = np.max(np.sum(np.abs(y @ turn[:, allowed]) ** 2, axis=-2), axis=-1)
-        assert np.mean(value >= best * (1 - 1e-9)) > 0.97
-        assert np.all(value >= best * (1 - 0.013))
+        assert np.all(value >= best * (1 - 1e-9))
         assert np.all(np.abs(estimate) <= (7000.0 if limit is None else limit) * (1 + 1e-12))
 
 

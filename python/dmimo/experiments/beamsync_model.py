@@ -254,8 +254,8 @@ def complex_normal(rng: np.random.Generator, shape: tuple[int, ...], dtype=np.co
 
 
 def _apply(g_e: NDArray, a: NDArray) -> NDArray:
-    return np.einsum("tij,tj->ti", g_e, a)
+    return (g_e @ a[..., None])[..., 0]
 
 
 def _apply_transposed(g_e: NDArray, z: NDArray) -> NDArray:
-    return np.einsum("tij,ti->tj", g_e, z)
+    return (z[..., None, :] @ g_e)[..., 0, :]
