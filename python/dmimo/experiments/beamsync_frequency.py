@@ -243,13 +243,13 @@ def beamsync_15(configuration: Mapping, seeds: Sequence[np.random.SeedSequence])
     Where the paper's sentence does not hold: "by doubling N_f, the SNR improves by 6 dB". At unit power the bound has
     :math:`\sum (n - n_c)^2 x^2 \sim N_f^3`, which is 9 dB; 6 dB are left if the total energy stays the same.
     """
-    rngs = generators(seeds)
     (noise_var,) = noise_variances(configuration)
     sizes = []
     for num in configuration["num_antennas"]:
         lengths = []
         for num_samples in configuration["num_samples"]:
-            link, x = Link(configuration, rngs, num, num_samples), sinusoid(num_samples)
+            # From their beginnings, so that all lengths see the same channels.
+            link, x = Link(configuration, generators(seeds), num, num_samples), sinusoid(num_samples)
             gain, bound = link.gain(noise_var), link.bound(x, noise_var)
             lengths.append(_stack([{"error": link.beamsync(gain, x, noise_var, offset), "bound": bound}
                                    for offset in configuration["offsets_hz"]]))

@@ -271,10 +271,10 @@ def beamsync_8(configuration: Mapping, seeds: Sequence[np.random.SeedSequence]) 
     r"""Phase errors (trials, numbers of antennas, SNRs), M at each end; each M must be twice the one before.
 
     Where the paper's sentences do not hold: the gain per doubling is 3 dB only in the limit. :math:`\lambda_1` is near
-    :math:`4 M - 4.46 M^{1/3}` on average (Tracy-Widom), so by the bound it is 4.1, 3.6, 3.3 and 3.2 dB from 4, 8, 16 and
-    32 antennas, and the simulation follows it. At 3 mrad the last of these is 0.5 dB less: 64 antennas are there at 7 dB
-    already, where stage I's noise tells. FGB does improve, by the larger choice of beam pairs, but less with each
-    doubling: the best of M^2 pairs is only logarithmically better, ln(M^2) + 0.58 in mean energy.
+    :math:`4 M - 4.46 M^{1/3}` on average (Tracy-Widom), so by the bound it is 4.1, 3.6, 3.3 and 3.2 dB from 4, 8, 16
+    and 32 antennas, and the simulation follows it. At 3 mrad the last of these is 0.5 dB less: 64 antennas are there
+    at 7 dB already, where stage I's noise tells. FGB does improve, by the larger choice of beam pairs, but less with
+    each doubling: the best of M^2 pairs is only logarithmically better, ln(M^2) + 0.58 in mean energy.
     """
     rngs = generators(seeds)
     num_samples, sizes = configuration["num_samples"], []
