@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Speed of the phase trials from sufficient statistics and of the frequency estimate against what they replace.
 
-All ratios are of processor time, taken in one run with one BLAS thread. The loop forms every received sample of stages I to III of each
-trial and takes an SVD; 1000 trials of it are timed and scaled. The grid search evaluates eq. (26) at 601 offsets for
-all trials of a batch in one matrix product, the fastest form of it; its offsets lie 1 Hz apart.
+All ratios are of processor time, taken in one run with one BLAS thread. The loop forms every received sample of
+stages I to III of each trial and takes an SVD; 1000 trials of it are timed and scaled. The grid search evaluates
+eq. (26) at 601 offsets for all trials of a batch in one matrix product, the fastest form of it; its offsets lie 1 Hz
+apart.
 """
 
 import os

@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 from gnuradio.dmimo.core import bounds, synchronization
+from gnuradio.dmimo.core.frequency import autocorrelation
 
 T = 1e-3 / 14  # the paper's symbol interval
 
@@ -80,6 +81,16 @@ def test_batch_equals_loop_and_scale_and_antenna_order_do_not_matter():
     turned = y[:, :, ::-1] * np.exp(1j * rng.random((2, 3, 4, 1)))
     np.testing.assert_allclose(synchronization.frequency_offset(1e-7 * turned, 1e5 * x, T), whole, rtol=1e-9)
     np.testing.assert_allclose(synchronization.frequency_offset(y.astype(np.complex64), x, T), whole, atol=0.01)
+
+
+def test_autocorrelations_are_those_of_a_sum_over_antennas():
+    """Fewer samples than antennas and more take different ways."""
+    rng = np.random.default_rng(13)
+    for shape in ((4, 16, 10), (5, 5), (2, 3, 4), (1, 1, 30)):
+        v = complex_normal(rng, *shape)
+        num = shape[-1]
+        plain = [np.sum(v[..., k:] * np.conj(v[..., : num - k]), axis=(-2, -1)) for k in range(num)]
+        np.testing.assert_allclose(autocorrelation(v), np.stack(plain, axis=-1), atol=1e-12)
 
 
 def dominant_gains(rng, num_trials, snr_db, num_antennas=16):

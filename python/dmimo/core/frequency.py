@@ -71,16 +71,13 @@ def frequency_offset(
     ndarray (...), nan for a burst that has no energy at the samples of x or is not finite. `frequency_estimate` also
     tells how far to trust it.
 
-    Raises
-    ------
-    ValueError
-        If a shape does not fit, x is zero at all samples but one, or the interval or the limit are out of range.
+    ValueError if a shape does not fit, x is zero but for one sample, or the interval or the limit are out of range.
     """
     y, x = _as_arrays(y, x)
     max_cycles = check_max_cycles(max_offset, sample_interval)
     product = y * np.conj(x)[..., None, :]
     flat = product.reshape(-1, *product.shape[-2:])
-    rows = max(1, _CHUNK_VALUES // (_OVERSAMPLING * flat.shape[-1]))
+    rows = max(1, _CHUNK_VALUES // (max(_OVERSAMPLING, 2 * flat.shape[-2]) * flat.shape[-1]))
     out = np.empty(len(flat))
     with np.errstate(invalid="ignore", over="ignore"):
         for start in range(0, len(flat), rows):
@@ -117,10 +114,7 @@ def frequency_estimate(
         maximum is at the limit of the search, or that have a larger one beyond it. A carrier beyond
         ``1 / (2 T)`` has an alias inside, which nothing here can tell.
 
-    Raises
-    ------
-    ValueError
-        As `frequency_offset`, and for starts that overlap or do not fit.
+    ValueError as `frequency_offset`, and for starts that overlap or do not fit.
     """
     y = np.asarray(y)
     if y.ndim < 3 or 0 in y.shape[-3:]:
@@ -243,8 +237,14 @@ def _deviation(
 
 
 def autocorrelation(v: NDArray) -> NDArray:
-    """Summed over antennas: ``sum_m sum_n v[m, n + k] conj(v[m, n])``, lags k = 0 to N - 1, from (..., M, N)."""
+    """``sum_m sum_n v[m, n + k] conj(v[m, n])`` at lags k = 0 to N - 1, from (..., M, N)."""
     num = v.shape[-1]
+    if num <= v.shape[-2]:
+        # Sums along the diagonals of a Gram matrix: read in rows one shorter than they are, they are columns.
+        batch = v.shape[:-2]
+        gram = np.zeros((*batch, num, 2 * num), v.dtype)
+        np.matmul(np.swapaxes(v, -2, -1), np.conj(v[..., ::-1]), out=gram[..., :num])
+        return gram.reshape(*batch, -1)[..., :-num].reshape(*batch, num, -1).sum(axis=-2)[..., num - 1 :]
     spectrum = fft.fft(v, fft.next_fast_len(2 * num - 1), axis=-1)
     power = np.sum(spectrum.real**2 + spectrum.imag**2, axis=-2)
     return fft.ifft(power, axis=-1)[..., :num]

@@ -94,9 +94,9 @@ def pilot_direction(
     draws: PairDraws, noise_var: float, *, pilot_energy: float = 1.0, method: beamsync.Method = "power"
 ) -> NDArray:
     """Stage I: the follower's direction a (T, M_B); `pilot_energy` of each of the M_A pilots, 1 in the paper."""
-    scale = draws.c_leader * np.sqrt(pilot_energy, dtype=draws.g_e.real.dtype)
-    noise = np.sqrt(noise_var, dtype=draws.g_e.real.dtype) * draws.pilot_noise
-    y = scale[:, None, None] * np.swapaxes(draws.g_e, -2, -1) + noise
+    real = draws.g_e.real.dtype.type
+    y = draws.pilot_noise * real(np.sqrt(noise_var))
+    y += (draws.c_leader * real(np.sqrt(pilot_energy)))[:, None, None] * np.swapaxes(draws.g_e, -2, -1)
     return beamsync.dominant_direction(y, method=method)
 
 
