@@ -29,7 +29,7 @@ class beamsync_follower(role):
     def __init__(self, assembly: Assembly, name: str, fill: bool = True):
         followers = () if assembly.synchronization is None else assembly.synchronization.followers
         if name not in followers:
-            raise ValueError(f"name = {name!r}: must be a follower of the testbed's synchronisation, one of {followers}")
+            raise ValueError(f"name = {name!r}: must be one of the testbed's followers, {followers}")
         role.__init__(self, name, assembly.testbed.node(name).num_ports, assembly.schedule, assembly.roles(name),
                       assembly.testbed.samp_rate, fill, **assembly.faults(name))
         self.message_port_register_out(CORRECTION)
