@@ -41,48 +41,88 @@ def receive(grants, segments, *, max_items=None):
     """Bursts that are cut for grants armed before the samples."""
     tb, rx = receiver(segments)
     rx.to_basic_block()._post(pmt.intern("grants"), grant_message(*grants))
-    run_until(tb, lambda: tb.errors.messages or len(tb.bursts.messages) == len(grants), max_items)
+    run_until(tb, lambda: tb.errors.messages or len(slots(tb.bursts.messages)) == len(grants), max_items)
     assert not tb.errors.messages
-    return [messages.burst(message) for message in tb.bursts.messages]
+    return slots(tb.bursts.messages)
+
+
+def slots(published):
+    """(grant, samples, status) of every slot in these messages."""
+    bursts = [messages.burst(message) for message in published]
+    return [(grant, samples, b.status) for b in bursts for grant, samples in zip(b.grants, b.samples, strict=True)]
 
 
 @pytest.mark.parametrize("max_items", [None, 3, 50, 256])
 def test_slots_are_cut_sample_exact_whatever_the_buffers(max_items):
     grants = [Grant(0, 0, 1050), Grant(1, 0, 1150), Grant(5, 1, 1777)]
     received = receive(grants, [(1000, 1500)], max_items=max_items)
-    assert [b.grant for b in received] == grants
-    for b in received:
-        expected = np.arange(b.grant.start, b.grant.start + 100)
-        np.testing.assert_array_equal(b.samples, np.array([expected, expected + 1j], np.complex64))
+    assert [grant for grant, _, _ in received] == grants
+    for grant, samples, _ in received:
+        expected = np.arange(grant.start, grant.start + 100)
+        np.testing.assert_array_equal(samples, np.array([expected, expected + 1j], np.complex64))
 
 
 def test_times_of_days_are_exact():
     start = 86_400 * 10**6 + 123
     received = receive([Grant(0, 0, start + 10)], [(start, 400)])
-    assert received[0].status == "ok"
+    assert received[0][2] == "ok"
 
 
 def test_slot_across_a_discontinuity_is_lost_and_its_neighbours_are_not():
     grants = [Grant(k, 0, 1000 + 100 * k) for k in range(4)]
     received = receive(grants, [(1000, 130), (1180, 300)])
-    assert [(b.grant.slot, b.status, b.samples.shape[1]) for b in received] == [
+    assert sorted((grant.slot, status, samples.shape[1]) for grant, samples, status in received) == [
         (0, "ok", 100), (1, "lost", 0), (2, "ok", 100), (3, "ok", 100)]
 
 
 def test_consecutive_tags_without_a_gap_lose_nothing():
     received = receive([Grant(0, 0, 1050)], [(1000, 100), (1100, 100)])
-    assert received[0].status == "ok"
+    assert received[0][2] == "ok"
 
 
 @pytest.mark.parametrize(("start", "status"), [(1900, "ok"), (1744, "ok"), (1743, "lost")])
 def test_grant_that_comes_after_its_samples_is_served_from_the_ring_while_it_lasts(start, status):
-    tb, rx = receiver([(1000, 1000)], history=256)
+    published = late(Grant(9, 0, start), history=256)
+    assert [(grant.slot, state) for grant, _, state in slots(published)] == [(9, status)]
+
+
+def late(*grants, history, num_ports=2, spoilt=None):
+    """What is published when slots of samples 1000 ... 1999 are asked for after them, sample `spoilt` being NaN."""
+    tb, rx = receiver([(1000, 1000)], history=history, num_ports=num_ports)
     run_until(tb, lambda: rx.nitems_read(0) == 1000)
-    tb.bursts.messages.clear()
+    if spoilt is not None:
+        rx._ring[-1, spoilt % history] = np.nan
     published = []
-    rx.message_port_pub = lambda port, message: published.append(messages.burst(message))
-    rx.handle_grants(grant_message(Grant(9, 0, start)))
-    assert [(b.grant.slot, b.status) for b in published] == [(9, status)]
+    rx.message_port_pub = lambda port, message: published.append(message)
+    rx.handle_grants(grant_message(*grants))
+    return published
+
+
+@pytest.mark.parametrize("history", [1000, 600])  # the slots cross the ring's end in the second
+@pytest.mark.parametrize("num_ports", [1, 2])
+@pytest.mark.parametrize("starts", [(1700, 1800, 1900), (1750, 1850), (1410, 1500, 1777), (1700, 1750, 1900), (1755,)])
+def test_slots_complete_together_go_out_as_one_message_slot_by_slot(starts, num_ports, history):
+    grants = [Grant(k, 0, start) for k, start in enumerate(starts)]
+    (message,) = late(*grants[::-1], history=history, num_ports=num_ports)
+    burst = messages.burst(message)
+    assert burst.grants == grants
+    times = np.array(starts)[:, None, None] + np.arange(100)
+    np.testing.assert_array_equal(burst.samples, times + 1j * np.arange(num_ports)[:, None])
+
+
+def test_slot_that_is_lost_or_not_finite_goes_alone():
+    grants = [Grant(0, 0, 900), Grant(1, 0, 1700), Grant(2, 0, 1800), Grant(3, 0, 1900)]
+    published = [messages.burst(message) for message in late(*grants, history=1000, spoilt=1850)]
+    assert [(b.grants, b.status, b.samples.shape) for b in published] == [
+        ([grants[0]], "lost", (1, 2, 0)), ([grants[1]], "ok", (1, 2, 100)),
+        ([grants[2]], "samples are not finite", (1, 2, 0)), ([grants[3]], "ok", (1, 2, 100))]
+
+
+def test_slot_does_not_wait_for_the_next():
+    tb, rx = receiver([(1000, 150)])
+    rx.to_basic_block()._post(pmt.intern("grants"), grant_message(Grant(0, 0, 1000), Grant(1, 0, 1100)))
+    run_until(tb, lambda: tb.bursts.messages)
+    assert [messages.burst(message).grants for message in tb.bursts.messages] == [[Grant(0, 0, 1000)]]
 
 
 @pytest.mark.parametrize(("segments", "tag", "text"), [

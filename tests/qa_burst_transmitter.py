@@ -22,7 +22,7 @@ def transmit(bursts, expected, *, num_ports=2, max_items=None, max_samples=2048)
         tb.msg_connect(tx, "error", errors, "in")
     for start, beam, slot, samples in bursts:
         vector = messages.vector_to_pmt(samples)
-        entry._post(pmt.intern(port_name), messages.transmit_burst(time_to_pmt(start, RATE), beam, slot, vector))
+        entry._post(pmt.intern(port_name), messages.transmit_burst(time_to_pmt(start, RATE), [beam], [slot], vector))
     run_until(tb, lambda: errors.messages or min(len(sink.data()) for sink in sinks) >= expected, max_items)
     tags = [(port, t.offset, pmt.symbol_to_string(t.key), pmt.to_python(t.value))
             for port, sink in enumerate(sinks) for t in sink.tags()]

@@ -20,7 +20,7 @@ X = np.exp(1j * np.pi * np.arange(40) ** 2 / 40)
 
 
 def received(samples=Y, start=10**12 + 7, status="ok"):
-    return messages.received_burst(messages.burst_header("a", 3), Grant(4, 1, start), samples, status)
+    return messages.received_burst(messages.burst_header("a", 3), [Grant(4, 1, start)], samples, status)
 
 
 def plain(samples=Y, **keys):
@@ -65,6 +65,17 @@ def test_return_leaves_its_latency_after_the_burst_to_the_sample():
     assert sample_from_pmt(key(meta, "tx_time"), Fraction(RATE)) == 10**12 + 7 + LATENCY
     assert pmt.to_long(key(meta, "slot")) == 4
     assert pmt.length(pmt.dict_keys(meta)) == 2, "what belongs to reception is not sent on"
+
+
+def test_slots_received_together_are_returned_one_by_one():
+    grants = [Grant(4, 0, 1000), Grant(6, 0, 3000)]
+    together = messages.received_burst(messages.burst_header("a", 3), grants, np.stack([Y, 2j * Y]))
+    first, second = answers(together)["returns"]
+    for message, slot, start, samples in ((first, 4, 1000, Y), (second, 6, 3000, 2j * Y)):
+        meta, out = pmt.car(message), messages.vector_from_pmt(pmt.cdr(message)).reshape(Y.shape)
+        assert pmt.to_long(key(meta, "slot")) == slot
+        assert sample_from_pmt(key(meta, "tx_time"), Fraction(RATE)) == start + LATENCY
+        np.testing.assert_array_equal(out, returned(received(samples.astype(np.complex64)))[1])
 
 
 def test_plain_bursts_are_timed_by_rx_time_or_go_at_once():

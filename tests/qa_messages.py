@@ -55,17 +55,29 @@ def test_grants_and_acknowledgements_survive():
     assert messages.kind(message) == "grant"
     assert messages.grants(message) == grants
     header = messages.encode("ack", run=7, epoch=0, node="ap1")
-    assert messages.ack(messages.ack_to_pmt(header, grants[1], "lost")) == (7, "ap1", 2**40, 3, "lost")
+    ack = over_the_wire(messages.ack_to_pmt(header, grants, "lost"))
+    assert messages.ack(ack) == (7, "ap1", grants, "lost")
 
 
-def test_received_bursts_survive():
-    samples = (np.arange(6) + 1j).reshape(2, 3).astype(np.complex64)
-    message = messages.received_burst(messages.burst_header("ap1", 2), Grant(4, 1, 999), samples)
-    got = messages.burst(over_the_wire(message))
+@pytest.mark.parametrize("grants", [[Grant(4, 1, 999)], [Grant(4, 1, 999), Grant(7, 0, 1002)]])
+def test_received_bursts_survive(grants):
+    samples = (np.arange(6 * len(grants)) + 1j).reshape(-1, 2, 3).astype(np.complex64)
+    header = messages.burst_header("ap1", 2)
+    message = over_the_wire(messages.received_burst(header, grants, samples))
+    got = messages.burst(message)
     np.testing.assert_array_equal(got.samples, samples)
-    assert (got.grant, got.status) == (Grant(4, 1, 999), "ok")
-    lost = messages.burst(messages.received_burst(messages.burst_header("ap1", 2), Grant(4, 1, 999), None, "lost"))
-    assert (lost.samples.shape, lost.status) == ((2, 0), "lost")
+    assert (got.grants, got.status) == messages.burst_head(message) == (grants, "ok")
+    lost = messages.burst(messages.received_burst(header, grants, None, "lost"))
+    assert (lost.samples.shape, lost.status) == ((len(grants), 2, 0), "lost")
+
+
+@pytest.mark.parametrize("numbers", [[5], [5, 2**30, 0]])
+def test_keys_per_slot_are_integers_for_one_slot_and_vectors_for_several(numbers):
+    message = messages.transmit_burst(pmt.PMT_T, numbers, numbers, messages.EMPTY_BURST)
+    meta = pmt.to_python(pmt.car(over_the_wire(message)))
+    for key in ("beam", "slot"):
+        np.testing.assert_array_equal(meta[key], numbers if len(numbers) > 1 else numbers[0])
+        assert messages.per_slot(pmt.dict_ref(pmt.car(message), pmt.intern(key), pmt.PMT_NIL)) == numbers
 
 
 @pytest.mark.parametrize("message", [pmt.PMT_NIL, pmt.intern("x"), pmt.cons(pmt.make_dict(), pmt.intern("x"))])

@@ -49,9 +49,10 @@ def grant(*grants):
     return messages.encode("grant", run=0, epoch=0, grants=messages.grants_to_pmt(grants))
 
 
-def received(grant, status="ok"):
-    samples = None if status != "ok" else np.ones((1, 10), np.complex64)
-    return messages.received_burst(messages.burst_header("a", 1), grant, samples, status)
+def received(*grants, status="ok"):
+    samples = None if status != "ok" else np.ones((len(grants), 1, 10)) * [[[grant.slot]] for grant in grants]
+    samples = None if samples is None else samples.astype(np.complex64)
+    return messages.received_burst(messages.burst_header("a", 1), grants, samples, status)
 
 
 def published(block, port):
@@ -60,20 +61,76 @@ def published(block, port):
 
 def test_receiver_is_armed_before_the_burst_and_silence_is_zeros():
     block = make()
-    block.handle_control(grant(Grant(0, 0, 0), Grant(1, 0, 10)))
+    block.handle_control(grant(Grant(0, 0, 0), Grant(1, 0, 20)))
     assert [name for name, _ in block.published] == ["arm", "tx", "tx"]
     sent = [messages.vector_from_pmt(pmt.cdr(message)) for message in published(block, "tx")]
     assert [set(samples.tolist()) for samples in sent] == [{0j}, {0j}]
-    block.handle_control(grant(Grant(2, 0, 20)))
+    block.handle_control(grant(Grant(2, 0, 30)))
     assert set(messages.vector_from_pmt(pmt.cdr(published(block, "tx")[-1])).tolist()) == {2 + 0j}
     meta = pmt.to_python(pmt.car(published(block, "tx")[-1]))
-    assert meta == {"tx_time": (0, pytest.approx(20e-6)), "beam": 3, "slot": 2}
+    assert meta == {"tx_time": (0, pytest.approx(30e-6)), "beam": 3, "slot": 2}
+
+
+def test_slots_in_a_row_go_out_as_one_burst_and_a_gap_parts_them():
+    block = make()
+    block.handle_control(grant(Grant(0, 0, 10), Grant(1, 0, 20), Grant(2, 0, 30), Grant(3, 0, 50)))
+    run, alone = published(block, "tx")
+    assert pmt.to_python(pmt.cdr(run)).tolist() == [0] * 10 + [0] * 10 + [2] * 10
+    meta = pmt.to_python(pmt.car(run))
+    assert meta["tx_time"] == (0, pytest.approx(10e-6))
+    assert (meta["slot"].tolist(), meta["beam"].tolist()) == ([0, 1, 2], [3, 3, 3])
+    assert pmt.to_python(pmt.car(alone))["slot"] == 3
+
+
+def test_bursts_that_differ_are_not_mistaken_for_one_another():
+    role = Echo()
+    same = [np.full((1, 10), k, np.complex64) for k in range(3)]
+    role.transmit = lambda slot, start: same[(slot.index + start // 100) % 3]
+    block = make(role)
+    for round_ in range(4):
+        block.handle_control(grant(*(Grant(k, round_, 100 * round_ + 10 * k) for k in range(4))))
+    sent = [pmt.to_python(pmt.cdr(message)).real.reshape(4, 10).tolist() for message in published(block, "tx")]
+    assert sent == [[[float((k + round_) % 3)] * 10 for k in range(4)] for round_ in range(4)]
+
+
+@pytest.mark.parametrize(("slot_samples", "sizes"), [(512, [4, 4]), (700, [2, 2, 2, 2]), (5000, [1] * 8)])
+def test_runs_of_slots_fit_the_buffers_of_the_transmitter(slot_samples, sizes):
+    slots = [Slot(0, "echo", ("b",), (0, 0)) for _ in range(8)]
+    block = dmimo.role("a", 1, build_schedule(("a", "b"), slot_samples, [("echo", 8, slots)]), [Echo()], 1e6)
+    sent = []
+    block.message_port_pub = lambda port, message: sent.append((pmt.symbol_to_string(port), message))
+    block.handle_control(grant(*(Grant(k, 0, k * slot_samples) for k in range(8))))
+    assert [pmt.length(pmt.cdr(message)) for name, message in sent if name == "tx"] == [
+        size * slot_samples for size in sizes]
 
 
 def test_without_fill_silence_is_not_sent():
     block = make(fill=False)
     block.handle_control(grant(Grant(0, 0, 0), Grant(1, 0, 10)))
     assert [pmt.to_python(pmt.car(message))["slot"] for message in published(block, "tx")] == [0]
+
+
+def test_to_a_radio_every_slot_goes_out_as_a_burst_of_its_own():
+    role = Echo()
+    role.transmit = lambda slot, start: np.full((1, 7), slot.index, np.complex64)
+    block = make(role, fill=False)
+    block.handle_control(grant(Grant(0, 0, 0), Grant(1, 0, 10)))
+    assert [pmt.to_python(pmt.car(message))["slot"] for message in published(block, "tx")] == [0, 1]
+    assert [pmt.length(pmt.cdr(message)) for message in published(block, "tx")] == [7, 7]
+
+
+@pytest.mark.parametrize("reactive", [True, False])
+def test_slots_received_together_are_acknowledged_together_but_for_those_known_or_never_granted(reactive):
+    role = Echo(reactive)
+    block = make(role)
+    first, second, third = (Grant(k, 0, 10 * k) for k in range(3))
+    block.handle_control(grant(first, second, third))
+    block.handle_rx(received(first))
+    block.handle_rx(received(first, second, third, Grant(3, 0, 30)))
+    assert [messages.ack(m)[2] for m in published(block, "status")] == [[first], [second, third]]
+    block.handle_control(messages.encode("phase", phase="echo", grants=messages.grants_to_pmt([first])))
+    assert [(slot, got, set(samples.ravel().tolist())) for slot, got, samples in role.received] == [
+        (k, Grant(k, 0, 10 * k), {k + 0j}) for k in range(3)]
 
 
 def test_grants_and_bursts_that_come_twice_are_dropped():
@@ -111,8 +168,8 @@ def test_lost_burst_is_acknowledged_as_such_and_never_reaches_the_role():
     role = Echo(reactive=True)
     block = make(role)
     block.handle_control(grant(Grant(1, 0, 10)))
-    block.handle_rx(received(Grant(1, 0, 10), "lost"))
-    assert messages.ack(published(block, "status")[0])[1:] == ("a", 1, 0, "lost")
+    block.handle_rx(received(Grant(1, 0, 10), status="lost"))
+    assert messages.ack(published(block, "status")[0])[1:] == ("a", [Grant(1, 0, 10)], "lost")
     assert not role.received
 
 
@@ -156,9 +213,10 @@ def test_simulated_faults_silence_the_node_or_lose_acknowledgements():
     block.handle_rx(received(Grant(1, 0, 10)))
     block.handle_rx(received(Grant(2, 0, 20)))
     block.handle_control(messages.encode("query", run=0, epoch=0))
-    assert [messages.ack(m)[2] for m in published(block, "status")] == [1]
+    assert [messages.ack(m)[2] for m in published(block, "status")] == [[Grant(1, 0, 10)]]
     block = make(unacknowledged={1: 1})
     for attempt in (0, 1):
-        block.handle_control(grant(Grant(1, attempt, 10)))
-        block.handle_rx(received(Grant(1, attempt, 10)))
-    assert [messages.ack(m)[3] for m in published(block, "status")] == [1]
+        both = Grant(1, attempt, 10), Grant(2, attempt, 20)
+        block.handle_control(grant(*both))
+        block.handle_rx(received(*both))
+    assert [messages.ack(m)[2] for m in published(block, "status")] == [[Grant(2, 0, 20)], list(both)]

@@ -55,6 +55,22 @@ def slot_tags(starts, slot, beams, samp_rate=SAMP_RATE):
     return tags
 
 
+def packed_tags(starts, slot, beams, sizes):
+    """Return, per port, the tags of the same slots in packets of so many slots, `sizes` of each node."""
+    tags = [[] for _ in range(4)]
+    for port in range(4):
+        node = sum(port >= first for first in FIRST_PORTS) - 1
+        for k, size in zip(np.cumsum([0, *sizes[node]]), sizes[node], strict=False):
+            said = [int(beam) for beam in beams[k : k + size, port]]
+            value = pmt.init_s32vector(size, said) if size > 1 else pmt.from_long(said[0])
+            tags[port].append(tag(int(k) * slot, "beam", value))
+            if port in FIRST_PORTS:
+                time = time_to_pmt(starts[k], rate_ratio(SAMP_RATE))
+                tags[port].append(tag(int(k) * slot, "tx_time", time))
+                tags[port].append(tag(int(k) * slot, "packet_len", pmt.from_long(size * slot)))
+    return tags
+
+
 def run(network, x, tags=None, *, max_items=None, buffer=None, beams=None):
     """Return received samples per port, their rx_time tags [(offset, sample)], and error messages."""
     top, block = gr.top_block(), simulated_network(network, beams)
@@ -115,6 +131,19 @@ def test_slots_equal_the_network_for_any_buffer(propagation, slot, limits):
     assert errors == []
     assert np.array_equal(y, directly(make_network(propagation), x, starts, slot, beams))
     assert tags == 4 * [[(0, 512), (2 * slot, 100_000), (4 * slot, HOUR), (5 * slot, HOUR + 3 * slot)]]
+
+
+@pytest.mark.parametrize("propagation", [FLAT, TAPS])
+@pytest.mark.parametrize("slot", [256, 300])
+@pytest.mark.parametrize("limits", [{}, {"max_items": 1}, {"max_items": 600}, {"buffer": 1024}])
+@pytest.mark.parametrize("sizes", [[[4, 2]] * 3, [[4, 2], [1, 3, 1, 1], [2, 2, 2]]])
+def test_packets_of_several_slots_equal_the_network_for_any_buffer_and_packing(propagation, slot, limits, sizes):
+    starts = [512 + k * slot for k in range(4)] + [HOUR, HOUR + slot]
+    beams, x = np.random.default_rng(1).integers(0, 2, (6, 4)), waveform(6 * slot)
+    y, tags, errors = run(make_network(propagation), x, packed_tags(starts, slot, beams, sizes), **limits)
+    assert errors == []
+    assert np.array_equal(y, directly(make_network(propagation), x, starts, slot, beams))
+    assert tags == 4 * [[(0, 512), (4 * slot, HOUR)]]
 
 
 @pytest.mark.parametrize("propagation", [FLAT, TAPS])
@@ -194,6 +223,21 @@ def test_a_lost_slot_is_missing_but_for_its_last_sample(limits):
         assert tags[port] == [(0, 512), (256, 768 + 255), (257, 1024 + 255), (514, 5000)]
 
 
+def test_faults_in_a_packet_hit_single_slots():
+    starts, beams, x = [512 + k * 256 for k in range(4)], np.zeros((4, 4), dtype=int), waveform(4 * 256)
+    faults = [Fault("lost_slot", "ap2", 1), Fault("nan", "ue1", 2), Fault("dead_port", "ap1", 3)]
+    y, tags, errors = run(make_network(faults=faults), x, packed_tags(starts, 256, beams, [[4]] * 3))
+    x[0, 3 * 256 :] = 0
+    whole = directly(make_network(), x, starts, 256, beams)
+    assert errors == []
+    assert np.array_equal(y[1], np.delete(whole[1], np.r_[256:511]))
+    assert tags[1] == tags[2] == [(0, 512), (256, 768 + 255)]
+    assert np.argwhere(np.isnan(y[3])).tolist() == [[2 * 256 + 128]]
+    assert np.array_equal(np.delete(y[3], 2 * 256 + 128), np.delete(whole[3], 2 * 256 + 128))
+    assert np.array_equal(y[0][: 3 * 256], whole[0, : 3 * 256])
+    assert not np.array_equal(y[0][3 * 256 :], whole[0, 3 * 256 :])
+
+
 def test_nan_arrives_where_the_fault_says():
     starts, beams = [512, 768], np.zeros((2, 4), dtype=int)
     y, _, errors = run(make_network(faults=[Fault("nan", "ue1", 1)]), waveform(512), slot_tags(starts, 256, beams))
@@ -225,12 +269,19 @@ def broken_tags(kind):
     if kind == "off grid":
         tags[0][0] = tag(0, "tx_time", pmt.make_tuple(pmt.from_uint64(0), pmt.from_double(512.3e-6)))
         return tags, "off the sample grid"
+    if kind == "uneven":
+        tags[1][2] = tag(0, "beam", pmt.init_s32vector(3, [0, 1, 0]))
+        return tags, "node ap2: packet of 256 samples with beams of [3, 1] slots"
+    if kind == "parted":
+        tags[3][2] = tag(0, "beam", pmt.init_s32vector(2, [0, 1]))
+        return tags, "ue1 (512, 128)"
     assert kind == "beam"
     tags[2][0] = tag(0, "beam", pmt.from_long(7))
     return tags, "beam 7 of node ap2"
 
 
-@pytest.mark.parametrize("kind", ["time", "length", "missing", "untagged", "inside", "past", "off grid", "beam"])
+@pytest.mark.parametrize("kind", ["time", "length", "missing", "untagged", "inside", "past", "off grid", "uneven",
+                                  "parted", "beam"])
 def test_a_mistake_in_the_tags_ends_the_run_with_its_name(kind):
     tags, message = broken_tags(kind)
     _, _, errors = run(make_network(), waveform(512), tags)

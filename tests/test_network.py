@@ -543,6 +543,26 @@ def test_silence_without_noise_is_zero():
 # -- the grid ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("slot", [BLOCK, 2 * BLOCK, 300])
+@pytest.mark.parametrize("start", [0, 5 * BLOCK, 1000])
+def test_slots_processed_together_are_those_processed_one_by_one(slot, start):
+    options = {"moving": True, "node": {"noise_var": 0.1}}
+    x, beams = noise_like((4, 11 * slot)), np.random.default_rng(3).integers(0, 3, (11, 4))
+    beams[4:7] = beams[4]
+    network = make_network(**options)
+    assert network.takes_runs
+    y = network.process(x, start, beams, final=True)
+    single = make_network(**options)
+    parts = [single.process(x[:, k * slot :][:, :slot], start + k * slot, beams[k], final=True) for k in range(11)]
+    np.testing.assert_array_equal(y, np.concatenate(parts, axis=1))
+
+
+def test_networks_with_memory_or_faults_take_slots_one_by_one():
+    assert not make_network(**MODELS["taps"]).takes_runs
+    assert not make_network(faults=[Fault("nan", "ap1", 0)]).takes_runs
+    assert make_network(faults=[Fault("silent", "ap1", 0)]).takes_runs
+
+
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("start", [0, 5 * BLOCK, HOUR])
 def test_any_cutting_gives_the_same_bits(model, start):

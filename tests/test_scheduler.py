@@ -3,7 +3,7 @@
 
 import pytest
 from gnuradio.dmimo.protocols.scheduler import Finished, PhaseDone, Publish, Release, SlotScheduler
-from gnuradio.dmimo.protocols.slots import Product, Slot, build_schedule
+from gnuradio.dmimo.protocols.slots import Grant, Product, Slot, build_schedule
 
 NODES = ("a", "b")
 
@@ -27,8 +27,8 @@ def complete(machine, actions, fail=None):
         seen += grants
         actions = []
         for grant in grants:
-            machine.acknowledge("a", grant.slot, grant.attempt)
-            actions = machine.acknowledge("b", grant.slot, grant.attempt, fail(grant) if fail else "ok") or actions
+            machine.acknowledge("a", [grant])
+            actions = machine.acknowledge("b", [grant], fail(grant) if fail else "ok") or actions
     return seen, actions
 
 
@@ -62,8 +62,8 @@ def test_failed_slot_of_an_open_loop_phase_is_repeated_at_its_end_whatever_the_o
         grants = begin(schedule, machine)[0].grants
         actions = []
         for grant in grants[::order]:
-            machine.acknowledge("a", grant.slot, 0)
-            actions = machine.acknowledge("b", grant.slot, 0, "lost" if grant.slot == 1 else "ok") or actions
+            machine.acknowledge("a", [grant])
+            actions = machine.acknowledge("b", [grant], "lost" if grant.slot == 1 else "ok") or actions
         starts.append([(g.slot, g.attempt, g.start) for g in actions[0].grants])
     assert starts[0] == starts[1] == [(1, 1, 400)]
 
@@ -78,25 +78,37 @@ def test_too_many_attempts_end_the_run_with_node_slot_and_reason():
     schedule, machine = make(max_attempts=2)
     _, actions = complete(machine, begin(schedule, machine), lambda g: "lost" if g.slot == 1 else "ok")
     assert actions == [Finished("slot 1 (sweep) failed in 2 attempts: node b: lost")]
-    assert machine.acknowledge("a", 2, 0) == []
+    assert machine.acknowledge("a", [Grant(2, 0, 0)]) == []
 
 
 def test_late_and_repeated_acknowledgements_change_nothing():
     schedule, machine = make()
     begin(schedule, machine)
-    assert machine.acknowledge("a", 0, 0) == machine.acknowledge("a", 0, 0) == []
-    machine.acknowledge("b", 0, 0, "lost")
-    assert machine.acknowledge("b", 0, 0) == []  # attempt 0 is over
-    assert machine.acknowledge("b", 7, 0) == []
+    assert machine.acknowledge("a", [Grant(0, 0, 0)]) == machine.acknowledge("a", [Grant(0, 0, 0)]) == []
+    machine.acknowledge("b", [Grant(0, 0, 0)], "lost")
+    assert machine.acknowledge("b", [Grant(0, 0, 0)]) == []  # attempt 0 is over
+    assert machine.acknowledge("b", [Grant(7, 0, 0)]) == []
     assert machine.completed == 0
+
+
+def test_attempts_acknowledged_together_are_as_if_one_after_the_other():
+    schedule, machine = make(windows=(6,), count=6)
+    first = begin(schedule, machine)[0].grants
+    machine.acknowledge("a", first)
+    assert machine.acknowledge("b", first[:2]) == []
+    assert machine.completed == 2
+    machine.acknowledge("b", first[2:3], "lost")
+    (release,) = machine.acknowledge("b", first)  # those of before once more, and the rest
+    assert machine.completed == 5
+    assert release.grants == (Grant(2, 1, 600),)
 
 
 def test_lost_acknowledgement_is_retried_then_ends_the_run():
     schedule, machine = make(max_attempts=2)
     begin(schedule, machine)
-    machine.acknowledge("a", 0, 0)
+    machine.acknowledge("a", [Grant(0, 0, 0)])
     assert machine.timed_out()[0].grants[0].attempt == 1
-    machine.acknowledge("a", 0, 1)
+    machine.acknowledge("a", [Grant(0, 1, 0)])
     error = machine.timed_out()[0].error
     assert "slot 0" in error
     assert "node b: no acknowledgement" in error
@@ -143,8 +155,8 @@ def test_open_loop_keeps_a_window_in_flight():
     while in_flight:
         most = max(most, len(in_flight))
         grant = in_flight.pop(0)
-        machine.acknowledge("a", grant.slot, 0)
-        for action in machine.acknowledge("b", grant.slot, 0):
+        machine.acknowledge("a", [grant])
+        for action in machine.acknowledge("b", [grant]):
             if isinstance(action, Release):
                 in_flight += action.grants
     assert most == 4
@@ -195,7 +207,7 @@ def walk(machine, schedule, pace=None, fail=()):
                 (grant,) = released
                 grants.append(grant)
                 status = "lost" if (grant.slot, grant.attempt) in fail else "ok"
-                actions = machine.acknowledge("ap1", grant.slot, grant.attempt, status)
+                actions = machine.acknowledge("ap1", [grant], status)
             case PhaseDone(phase, _):
                 actions = machine.produced(Product(phase, {}, pace_samples=pace))
             case Publish(product):

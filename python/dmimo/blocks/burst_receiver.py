@@ -2,7 +2,8 @@
 """Sample streams in, the slots that were asked for out."""
 
 import cmath
-from bisect import insort
+from bisect import bisect_left
+from operator import attrgetter
 
 import numpy as np
 import pmt
@@ -15,15 +16,16 @@ from .timetags import RX_TIME, rate_ratio, sample_from_pmt
 
 LOST, NOT_FINITE = "lost", "samples are not finite"
 BURSTS = pmt.intern("bursts")
+_start = attrgetter("start")
 
 
 class burst_receiver(lean_sync_block):
     """Cuts granted slots out of streams that carry `rx_time` tags and publishes them as burst PDUs.
 
     The time of a sample follows from the last `rx_time` tag (at the start and after every discontinuity). Recent
-    samples are kept in a ring, so a grant may come before or after its samples. A slot that a discontinuity cuts, or
-    that is older than the ring, is published empty with status "lost"; one with NaN or infinity with "samples are not
-    finite".
+    samples are kept in a ring, so a grant may come before or after its samples. Slots that are found complete together
+    go out as one PDU; none waits for another. A slot that a discontinuity cuts, or that is older than the ring, is
+    published alone and empty with status "lost"; one with NaN or infinity with "samples are not finite".
 
     Parameters
     ----------
@@ -43,7 +45,7 @@ class burst_receiver(lean_sync_block):
         self._slot_samples = slot_samples
         self._rate = rate_ratio(samp_rate)
         self._ring = np.zeros((num_ports, history_samples), np.complex64)
-        self._waiting: list[tuple[int, int, int]] = []
+        self._waiting: list[Grant] = []  # by start
         self._reset()
         self.message_port_register_in(pmt.intern("grants"))
         self.set_msg_handler(pmt.intern("grants"), self.handle_grants)
@@ -64,8 +66,8 @@ class burst_receiver(lean_sync_block):
         """Arm the slots of a `grant` message."""
         if messages.kind(message) != "grant":
             return
-        for grant in messages.grants(message):
-            insort(self._waiting, (grant.start, grant.slot, grant.attempt))
+        self._waiting += messages.grants(message)
+        self._waiting.sort(key=_start)
         self._serve()
 
     @guarded
@@ -105,27 +107,38 @@ class burst_receiver(lean_sync_block):
 
     def _serve(self) -> None:
         """Publish every armed slot that is complete or can no longer be."""
-        if self._end is None:
+        if self._end is None or not self._waiting:
             return
-        while self._waiting:
-            start = self._waiting[0][0]
-            if self._first <= start and start + self._slot_samples > self._end:
-                return
-            start, slot, attempt = self._waiting.pop(0)
-            grant = Grant(slot, attempt, start)
-            if start < self._first:
-                message = messages.received_burst(self._header, grant, None, LOST)
-            else:
-                samples = self._cut(start)
-                # The sum is finite only if every sample is.
-                finite = cmath.isfinite(samples.sum())
-                message = messages.received_burst(self._header, grant, samples if finite else None,
-                                                  "ok" if finite else NOT_FINITE)
-            self.message_port_pub(BURSTS, message)
+        lost = bisect_left(self._waiting, self._first, key=_start)
+        due = max(lost, bisect_left(self._waiting, self._end - self._slot_samples + 1, key=_start))
+        if due == 0:
+            return
+        grants, self._waiting = self._waiting[:due], self._waiting[due:]
+        for grant in grants[:lost]:
+            self.message_port_pub(BURSTS, messages.received_burst(self._header, [grant], None, LOST))
+        if lost < due:
+            self._publish(grants[lost:])
 
-    def _cut(self, start: int) -> np.ndarray:
-        length = self._ring.shape[1]
-        at = start % length
-        if at + self._slot_samples <= length:
-            return self._ring[:, at : at + self._slot_samples]
-        return np.concatenate([self._ring[:, at:], self._ring[:, : at + self._slot_samples - length]], axis=1)
+    def _publish(self, grants: list[Grant]) -> None:
+        """Publish complete slots: together if all are finite, otherwise one by one."""
+        samples = self._cut(grants)
+        # The sum is finite only if every sample is.
+        if cmath.isfinite(samples.sum()):
+            self.message_port_pub(BURSTS, messages.received_burst(self._header, grants, samples))
+        elif len(grants) == 1:
+            self.message_port_pub(BURSTS, messages.received_burst(self._header, grants, None, NOT_FINITE))
+        else:
+            for grant in grants:
+                self._publish([grant])
+
+    def _cut(self, grants: list[Grant]) -> np.ndarray:
+        """Samples of these slots, (slots, num_ports, slot_samples), cut in one piece where they follow one another."""
+        num_ports, length = self._ring.shape
+        first, total = grants[0].start, len(grants) * self._slot_samples
+        if [grant.start for grant in grants] != list(range(first, first + total, self._slot_samples)):
+            return np.concatenate([self._cut([grant]) for grant in grants])
+        at = first % length
+        samples = self._ring[:, at : at + total]
+        if at + total > length:
+            samples = np.concatenate([samples, self._ring[:, : at + total - length]], axis=1)
+        return samples.reshape(num_ports, len(grants), self._slot_samples).swapaxes(0, 1)

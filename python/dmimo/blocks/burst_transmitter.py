@@ -8,6 +8,7 @@ from . import messages
 from .guard import guarded
 
 DEFAULT_BUFFER_SAMPLES = 4096  # GNU Radio's, of complex samples; a burst must fit twice, to leave in one piece
+MAX_SAMPLES = DEFAULT_BUFFER_SAMPLES // 2
 
 
 class port_splitter(gr.basic_block):
@@ -46,7 +47,7 @@ class burst_transmitter(gr.hier_block2):
         Longest burst, per port.
     """
 
-    def __init__(self, num_ports: int, max_samples: int = 2048):
+    def __init__(self, num_ports: int, max_samples: int = MAX_SAMPLES):
         if num_ports < 1 or max_samples < 1:
             raise ValueError(f"num_ports = {num_ports}, max_samples = {max_samples}: must be at least 1")
         gr.hier_block2.__init__(self, "burst_transmitter", gr.io_signature(0, 0, 0),

@@ -17,7 +17,8 @@ class conjugate_return(lean_message_block):
     """Answers every burst with its conjugate on all ports, at the time of the burst plus `latency_samples`.
 
     A burst is a PDU (dictionary . c32vector), samples port-major: a received burst as `messages.received_burst` makes
-    it, or any other; its time is `start` (absolute sample) or `rx_time` (UHD's tuple). The return on `returns` is as
+    it, of which every slot is answered, or any other; its time is `start` (absolute sample) or `rx_time` (UHD's tuple).
+    The return on `returns` is as
     long as the burst, has the same samples where the burst had them, sqrt(E) conj(Y) / |Y| with the energy E =
     `amplitude`^2 times `num_samples` over all ports, and zeros around them; its dictionary holds `tx_time`, and the
     burst's `slot` and `beam` where it has them. A burst without a time is returned without `tx_time`: at once.
@@ -66,8 +67,11 @@ class conjugate_return(lean_message_block):
 
     @guarded
     def handle_burst(self, message):
-        """Return a burst, or say why not."""
-        meta, samples = self._decoded(message)
+        """Return a burst, slot by slot, or say why not."""
+        for meta, samples in self._decoded(message):
+            self._answer(meta, samples)
+
+    def _answer(self, meta, samples: np.ndarray) -> None:
         start = self._start(meta)
         reason = self._obstacle(meta, samples)
         if reason is None:
@@ -86,18 +90,22 @@ class conjugate_return(lean_message_block):
         self.message_port_pub(RETURNS, pmt.cons(answer, vector))
 
     def _decoded(self, message):
-        """Dictionary and samples, complex64 (num_ports, n), of a burst."""
+        """Dictionary and samples, complex64 (num_ports, n), of every slot of a burst."""
         if not (pmt.is_pair(message) and pmt.is_dict(pmt.car(message)) and pmt.is_c32vector(pmt.cdr(message))):
             raise ValueError("message is no burst: must be a pair of a dictionary and a c32vector")
         meta = pmt.car(message)
+        slots = [meta]
+        if pmt.dict_has_key(meta, messages.GRANTS):
+            slots = [pmt.dict_add(pmt.dict_add(meta, messages.SLOT, pmt.from_long(grant.slot)), messages.START,
+                                  pmt.from_long(grant.start)) for grant in messages.grants(meta)]
         if pmt.length(pmt.cdr(message)) == 0:
-            return meta, np.empty((self._num_ports, 0), np.complex64)
+            return [(slot, np.empty((self._num_ports, 0), np.complex64)) for slot in slots]
         samples = messages.vector_from_pmt(pmt.cdr(message))
         num_ports = pmt.to_long(pmt.dict_ref(meta, messages.NUM_PORTS, pmt.from_long(self._num_ports)))
-        if num_ports != self._num_ports or samples.size % num_ports:
+        if num_ports != self._num_ports or samples.size % (len(slots) * num_ports):
             raise ValueError(f"burst of {num_ports} ports, {samples.size} samples: must have num_ports = "
                              f"{self._num_ports} ports of the same length")
-        return meta, samples.reshape(num_ports, -1)
+        return list(zip(slots, samples.reshape(len(slots), num_ports, -1), strict=True))
 
     def _start(self, meta) -> int | None:
         start = pmt.dict_ref(meta, messages.START, pmt.PMT_NIL)

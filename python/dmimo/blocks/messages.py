@@ -15,19 +15,23 @@ product  run, epoch, phase, trusted, reasons, values;        what a phase produc
          pace_samples where it sets one
 end      run, epoch, error                                   the run is over; error is empty where it succeeded
 ready    run, epoch, node, hash
-ack      run, epoch, node, slot, attempt, status             status: ok, or what went wrong
+ack      run, epoch, node, grants, status                    these attempts are over: ok, or what went wrong
 taken    run, epoch, node, phase
 alive    run, epoch, node
 results  run, epoch, node, phase, values                     from a node to the collectors
 ======== =================================================== ==========================================================
 
-A burst is a PDU ``(dict . c32vector)`` with samples port-major. A burst to send has the keys `tx_time`, `beam` and
-`slot`, which become tags; a received one `slot`, `attempt`, `start`, `node`, `num_ports` and `status`.
+A burst is a PDU ``(dict . c32vector)``. A burst to send is port-major and has the keys `tx_time`, `beam` and `slot`,
+which become tags. It is one slot, or several equal ones in a row: `beam` and `slot` are then s32vectors, an entry for
+each, otherwise integers. A received one has `grants`, `status`, `node` and `num_ports`; the slots of its grants follow
+one another, each port-major, and are those that were complete together. Its status holds for all of them.
 """
 
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import pmt
@@ -39,7 +43,6 @@ TX_TIME = pmt.intern("tx_time")
 RUN = pmt.intern("run")
 NODE = pmt.intern("node")
 SLOT = pmt.intern("slot")
-ATTEMPT = pmt.intern("attempt")
 START = pmt.intern("start")
 STATUS = pmt.intern("status")
 BEAM = pmt.intern("beam")
@@ -48,8 +51,6 @@ GRANTS = pmt.intern("grants")
 SYSTEM = pmt.intern("system")
 DONE = pmt.cons(pmt.intern("done"), pmt.from_long(1))  # to a block's own system port: it has finished
 OK = pmt.intern("ok")
-_ACK_KEYS = (RUN, NODE, SLOT, ATTEMPT, STATUS)
-_GRANT_KEYS = (SLOT, ATTEMPT, START)
 EMPTY_BURST = pmt.init_c32vector(0, [])
 
 # Serialised uniform vectors: tag, element type, count, padding length, one padding byte, big-endian data. This way
@@ -122,7 +123,7 @@ def encode(kind: str, **fields):
 
 def kind(message) -> str:
     """Type of a control or status message; empty for anything else."""
-    value = pmt.dict_ref(message, TYPE, pmt.PMT_NIL) if pmt.is_dict(message) else pmt.PMT_NIL
+    value = pmt.dict_ref(message, TYPE, pmt.PMT_NIL)  # nil too where the message is no dictionary
     return pmt.symbol_to_string(value) if pmt.is_symbol(value) else ""
 
 
@@ -151,28 +152,30 @@ def _items(message):
 
 def grants_to_pmt(grants: Sequence[Grant]):
     """s64vector of (slot, attempt, start) ..."""
-    flat = [number for grant in grants for number in (grant.slot, grant.attempt, grant.start)]
+    flat = list(chain.from_iterable(grants))
     return pmt.init_s64vector(len(flat), flat)
 
 
 def grants(message) -> list[Grant]:
-    """Attempts in a `grant` or `phase` message."""
+    """Attempts in a `grant`, `phase` or `ack` message, or in the dictionary of a received burst."""
     flat = pmt.s64vector_elements(pmt.dict_ref(message, GRANTS, pmt.PMT_NIL))
-    return [Grant(*flat[k : k + 3]) for k in range(0, len(flat), 3)]
+    return list(map(Grant, flat[::3], flat[1::3], flat[2::3]))
 
 
-def ack_to_pmt(header, grant: Grant, status: str):
+def ack_to_pmt(header, grants: Sequence[Grant], status: str):
     """`ack` message on a header made by ``encode("ack", run=..., epoch=..., node=...)``."""
-    ack = pmt.dict_add(header, SLOT, pmt.from_long(grant.slot))
-    ack = pmt.dict_add(ack, ATTEMPT, pmt.from_long(grant.attempt))
-    return pmt.dict_add(ack, STATUS, OK if status == "ok" else pmt.intern(status))
+    return _outcome(header, grants, status)
 
 
-def ack(message) -> tuple[int, str, int, int, str]:
-    """Run, node, slot, attempt and status of an `ack` message."""
-    run, node, slot, attempt, status = [pmt.dict_ref(message, key, pmt.PMT_NIL) for key in _ACK_KEYS]
-    return (pmt.to_long(run), pmt.symbol_to_string(node), pmt.to_long(slot), pmt.to_long(attempt),
-            pmt.symbol_to_string(status))
+def _outcome(header, grants: Sequence[Grant], status: str):
+    outcome = pmt.dict_add(header, GRANTS, grants_to_pmt(grants))
+    return pmt.dict_add(outcome, STATUS, OK if status == "ok" else pmt.intern(status))
+
+
+def ack(message) -> tuple[int, str, list[Grant], str]:
+    """Run, node, attempts and status of an `ack` message."""
+    run, node, status = [pmt.dict_ref(message, key, pmt.PMT_NIL) for key in (RUN, NODE, STATUS)]
+    return pmt.to_long(run), pmt.symbol_to_string(node), grants(message), pmt.symbol_to_string(status)
 
 
 def product_to_pmt(product: Product, **fields):
@@ -192,18 +195,27 @@ def product(message) -> Product:
 
 @dataclass(frozen=True, slots=True)
 class Burst:
-    """What a node's ports received in one attempt at a slot: complex64 (num_ports, n), n = 0 unless `status` is ok."""
+    """What a node's ports received in attempts at slots: complex64 (slots, num_ports, n), n = 0 if not ok."""
 
-    grant: Grant
+    grants: list[Grant]
     samples: np.ndarray
     status: str = "ok"
 
 
-def transmit_burst(tx_time, beam: int, slot: int, vector):
+def transmit_burst(tx_time, beams: Sequence[int], slots: Sequence[int], vector):
     """Burst PDU to send: every key becomes a tag on its first sample. `vector` is a c32vector, port-major."""
     meta = pmt.dict_add(pmt.make_dict(), TX_TIME, tx_time)
-    meta = pmt.dict_add(meta, BEAM, pmt.from_long(beam))
-    return pmt.cons(pmt.dict_add(meta, SLOT, pmt.from_long(slot)), vector)
+    meta = pmt.dict_add(meta, BEAM, _per_slot(beams))
+    return pmt.cons(pmt.dict_add(meta, SLOT, _per_slot(slots)), vector)
+
+
+def _per_slot(numbers: Sequence[int]):
+    return pmt.from_long(numbers[0]) if len(numbers) == 1 else pmt.init_s32vector(len(numbers), numbers)
+
+
+def per_slot(value) -> list[int]:
+    """Entries of a burst's `beam` or `slot`, one for each of its slots."""
+    return [pmt.to_long(value)] if pmt.is_integer(value) else pmt.s32vector_elements(value)
 
 
 def burst_header(node: str, num_ports: int):
@@ -212,28 +224,22 @@ def burst_header(node: str, num_ports: int):
     return pmt.dict_add(header, NUM_PORTS, pmt.from_long(num_ports))
 
 
-def received_burst(header, grant: Grant, samples: np.ndarray | None, status: str = "ok"):
-    """Received burst PDU on a `burst_header`; None for a slot without usable samples."""
-    meta = pmt.dict_add(header, SLOT, pmt.from_long(grant.slot))
-    meta = pmt.dict_add(meta, ATTEMPT, pmt.from_long(grant.attempt))
-    meta = pmt.dict_add(meta, START, pmt.from_long(grant.start))
-    meta = pmt.dict_add(meta, STATUS, OK if status == "ok" else pmt.intern(status))
-    return pmt.cons(meta, EMPTY_BURST if samples is None else vector_to_pmt(samples))
+def received_burst(header, grants: Sequence[Grant], samples: np.ndarray | None, status: str = "ok"):
+    """Received burst PDU on a `burst_header`; None for slots without usable samples."""
+    return pmt.cons(_outcome(header, grants, status), EMPTY_BURST if samples is None else vector_to_pmt(samples))
 
 
-def burst_head(message) -> tuple[Grant, str]:
-    """Attempt and status of a received burst, without its samples."""
+def burst_head(message) -> tuple[list[Grant], str]:
+    """Attempts and status of a received burst, without its samples."""
     meta = pmt.car(message)
-    slot, attempt, start = [pmt.to_long(pmt.dict_ref(meta, key, pmt.PMT_NIL)) for key in _GRANT_KEYS]
-    return Grant(slot, attempt, start), pmt.symbol_to_string(pmt.dict_ref(meta, STATUS, OK))
+    return grants(meta), pmt.symbol_to_string(pmt.dict_ref(meta, STATUS, OK))
 
 
 def burst(message) -> Burst:
     """Content of a received burst PDU; ValueError if it is none."""
     if not (pmt.is_pair(message) and pmt.is_c32vector(pmt.cdr(message))):
         raise ValueError("message is no burst: must be a pair of a dictionary and a c32vector")
-    grant, status = burst_head(message)
-    num_ports = pmt.to_long(pmt.dict_ref(pmt.car(message), NUM_PORTS, pmt.PMT_NIL))
-    data = pmt.serialize_str(pmt.cdr(message))
-    samples = np.frombuffer(data, ">f4", offset=_HEADER.size).astype(np.float32).view(np.complex64)
-    return Burst(grant, samples.reshape(num_ports, -1), status)
+    attempts, status = burst_head(message)
+    rows = len(attempts), pmt.to_long(pmt.dict_ref(pmt.car(message), NUM_PORTS, pmt.PMT_NIL))
+    samples = vector_from_pmt(pmt.cdr(message))
+    return Burst(attempts, samples.reshape(*rows, samples.size // math.prod(rows)), status)

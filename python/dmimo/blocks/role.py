@@ -8,12 +8,14 @@ import pmt
 
 from ..protocols.slots import Grant, Role, Schedule
 from . import messages
+from .burst_transmitter import MAX_SAMPLES
 from .guard import guarded
 from .lean import lean_message_block
 from .timetags import rate_ratio, time_to_pmt
 
 TX, ARM, STATUS, RESULTS = (pmt.intern(name) for name in ("tx", "arm", "status", "results"))
 SYSTEM, END = messages.SYSTEM, pmt.intern("end")
+MAX_ENCODED = 16
 
 
 class role(lean_message_block):
@@ -21,7 +23,8 @@ class role(lean_message_block):
 
     For every granted slot the receive window is armed first, then the burst (or silence) is sent; what the ports
     received is acknowledged and given to the role: at once if the role is `reactive`, otherwise when the phase ends.
-    Grants and bursts that come twice are dropped.
+    Grants and bursts that come twice are dropped. For a simulated network, slots that are granted together and follow
+    one another go out as one burst, as far as it fits GNU Radio's buffers.
 
     Parameters
     ----------
@@ -49,15 +52,18 @@ class role(lean_message_block):
         if missing:
             raise ValueError(f"roles: node {node} has none for slots of purpose {missing}")
         self._rate = rate_ratio(samp_rate)
-        silence = np.zeros(num_ports * schedule.slot_samples, np.complex64)
-        self._silence = messages.vector_to_pmt(silence) if fill else None
+        self._fill = fill
+        self._most_slots = max(1, MAX_SAMPLES // schedule.slot_samples) if fill else 1
+        self._silence = np.zeros((num_ports, schedule.slot_samples), np.complex64)
         self._num_ports = num_ports
         self._silent_from = silent_from
         self._silent = False
         self._unacknowledged = dict(unacknowledged or {})
-        self._granted: dict[tuple[int, int], Grant] = {}
-        self._kept: list = []
-        self._encoded: tuple[np.ndarray | None, object] = (None, None)
+        self._granted: set[Grant] = set()
+        self._awaited: set[Grant] = set()  # granted, not received yet
+        self._kept: list[tuple[object, list[Grant]]] = []  # burst messages, attempts to take from each
+        # By the identities of the bursts, which live as long as the entry.
+        self._encoded: dict[tuple[int, ...], tuple[list[np.ndarray | None], object]] = {}
         self._identity = {"run": 0, "epoch": 0, "node": node}
         self._ack = messages.encode("ack", **self._identity)
         for port, handler in (("control", self.handle_control), ("rx", self.handle_rx)):
@@ -91,6 +97,7 @@ class role(lean_message_block):
 
     def _begin(self, message) -> None:
         self._granted.clear()
+        self._awaited.clear()
         self._kept.clear()
         self._identity |= {key: messages.get(message, key) for key in ("run", "epoch")}
         self._ack = messages.encode("ack", **self._identity)
@@ -98,7 +105,7 @@ class role(lean_message_block):
 
     def _grant(self, message) -> None:
         grants = messages.grants(message)
-        fresh = [grant for grant in grants if (grant.slot, grant.attempt) not in self._granted]
+        fresh = [grant for grant in grants if grant not in self._granted]
         if self._silent_from is not None:
             fresh = [grant for grant in fresh if grant.slot < self._silent_from]
             self._silent = len(fresh) < len(grants)
@@ -106,59 +113,92 @@ class role(lean_message_block):
             self.message_port_pub(ARM, message)
         elif fresh:
             self.message_port_pub(ARM, messages.encode("grant", grants=messages.grants_to_pmt(fresh)))
-        for grant in fresh:
-            self._granted[grant.slot, grant.attempt] = grant
+        self._granted.update(fresh)
+        self._awaited.update(fresh)
+        for run in self._runs(fresh):
+            self._send(run)
+
+    def _runs(self, grants: list[Grant]) -> list[list[Grant]]:
+        """Grants whose slots go out as one burst."""
+        runs: list[list[Grant]] = []
+        for grant in grants:
+            run = runs[-1] if runs else []
+            if 0 < len(run) < self._most_slots and grant.start == run[-1].start + self._schedule.slot_samples:
+                run.append(grant)
+            else:
+                runs.append([grant])
+        return runs
+
+    def _send(self, run: list[Grant]) -> None:
+        bursts, beams = [], []
+        for grant in run:
             slot = self._schedule.slots[grant.slot]
             role = self._by_purpose[slot.purpose]
-            vector = self._encode(grant, role.transmit(slot, grant.start))
-            if vector is not None:
-                time = time_to_pmt(grant.start, self._rate)
-                self.message_port_pub(TX, messages.transmit_burst(time, role.beam(slot), grant.slot, vector))
+            bursts.append(role.transmit(slot, grant.start))
+            beams.append(role.beam(slot))
+        vector = self._encode(run, bursts)
+        if vector is not None:
+            time, slots = time_to_pmt(run[0].start, self._rate), [grant.slot for grant in run]
+            self.message_port_pub(TX, messages.transmit_burst(time, beams, slots, vector))
 
-    def _encode(self, grant: Grant, samples: np.ndarray | None):
-        """Encoded samples; a burst that is sent again and again is encoded once. None: nothing to send."""
-        if samples is None:
-            return self._silence
-        if self._encoded[0] is not samples:
-            num_ports, length = samples.shape
-            longest = self._schedule.slot_samples
-            if num_ports != self._num_ports or length > longest or (self._silence is not None and length != longest):
-                raise ValueError(f"slot {grant.slot}: burst of {num_ports} ports x {length} samples, must be "
-                                 f"{self._num_ports} ports x {longest} samples")
-            self._encoded = (samples, messages.vector_to_pmt(samples))
-        return self._encoded[1]
+    def _encode(self, run: list[Grant], bursts: list[np.ndarray | None]):
+        """Encoded samples; bursts that are sent again and again are encoded once. None: nothing to send."""
+        if not self._fill and bursts[0] is None:
+            return None
+        key = tuple(map(id, bursts))
+        if key not in self._encoded:
+            for grant, burst in zip(run, bursts, strict=True):
+                if burst is not None:
+                    self._check_shape(grant, *burst.shape)
+            samples = np.concatenate([self._silence if burst is None else burst for burst in bursts], axis=1)
+            if len(self._encoded) == MAX_ENCODED:
+                self._encoded.clear()
+            self._encoded[key] = bursts, messages.vector_to_pmt(samples)
+        return self._encoded[key][1]
+
+    def _check_shape(self, grant: Grant, num_ports: int, length: int) -> None:
+        longest = self._schedule.slot_samples
+        if num_ports != self._num_ports or length > longest or (self._fill and length != longest):
+            raise ValueError(f"slot {grant.slot}: burst of {num_ports} ports x {length} samples, must be "
+                             f"{self._num_ports} ports x {longest} samples")
 
     @guarded
     def handle_rx(self, message):
-        """Take what the ports received in a granted slot."""
-        grant, status = messages.burst_head(message)
-        key = (grant.slot, grant.attempt)
-        if self._granted.get(key) != grant:
+        """Take what the ports received in granted slots."""
+        grants, status = messages.burst_head(message)
+        taken = [grant for grant in grants if grant in self._awaited]
+        if not taken:
             return
-        # The grant stays known as taken, so that a copy of it or of its burst is dropped.
-        self._granted[key] = None
+        self._awaited.difference_update(taken)
         if status == "ok":
-            if self._by_purpose[self._schedule.slots[grant.slot].purpose].reactive:
-                self._receive(message)
+            # Slots in flight belong to one phase, a phase to one role.
+            if self._by_purpose[self._schedule.slots[taken[0].slot].purpose].reactive:
+                self._receive(message, taken)
             else:
-                self._kept.append(message)
-        if self._unacknowledged.get(grant.slot, 0):
-            self._unacknowledged[grant.slot] -= 1
-        else:
-            self.message_port_pub(STATUS, messages.ack_to_pmt(self._ack, grant, status))
+                self._kept.append((message, taken))
+        acknowledged = [grant for grant in taken if not self._loses_acknowledgement(grant.slot)]
+        if acknowledged:
+            self.message_port_pub(STATUS, messages.ack_to_pmt(self._ack, acknowledged, status))
 
-    def _receive(self, message) -> None:
+    def _loses_acknowledgement(self, slot: int) -> bool:
+        left = self._unacknowledged.get(slot, 0)
+        if left:
+            self._unacknowledged[slot] = left - 1
+        return left > 0
+
+    def _receive(self, message, taken: list[Grant]) -> None:
         burst = messages.burst(message)
-        slot = self._schedule.slots[burst.grant.slot]
-        self._by_purpose[slot.purpose].receive(slot, burst.grant, burst.samples)
+        for grant, samples in zip(burst.grants, burst.samples, strict=True):
+            if grant in taken:
+                slot = self._schedule.slots[grant.slot]
+                self._by_purpose[slot.purpose].receive(slot, grant, samples)
 
     def _publish_results(self, message) -> None:
         grants = messages.grants(message)
         phase = messages.get(message, "phase")
-        for kept in self._kept:
-            self._receive(kept)
+        for message_kept, taken in self._kept:
+            self._receive(message_kept, taken)
         self._kept.clear()
-        # A phase belongs to one role.
         values = self._by_purpose[self._schedule.slots[grants[0].slot].purpose].results(grants)
         self.message_port_pub(RESULTS, messages.encode("results", phase=phase, values=values or {}, **self._identity))
 

@@ -8,6 +8,7 @@ import pmt
 from gnuradio import gr
 
 from ..simulation.network import Network
+from . import messages
 from .guard import guarded
 from .lean import lean_rate_one_block
 from .timetags import RX_TIME, rate_ratio, sample_from_pmt, time_to_pmt
@@ -15,8 +16,22 @@ from .timetags import RX_TIME, rate_ratio, sample_from_pmt, time_to_pmt
 _WORK_CALLED_PRODUCE = -2
 
 
+class _Packet(NamedTuple):
+    """Slots that a node has announced: absolute first sample, length of each, and for each the beams of the ports."""
+
+    start: int
+    num: int
+    beams: list[tuple[int, ...]]
+
+    def after(self, count: int) -> "_Packet | None":
+        """What is left of it after so many slots."""
+        if len(self.beams) == count:
+            return None
+        return _Packet(self.start + count * self.num, self.num, self.beams[count:])
+
+
 class _Slot(NamedTuple):
-    """A slot in progress: absolute first sample and length, beams (P,), and the nodes that lose it."""
+    """Slot in progress, or slots: absolute first sample and length, beams (P,) or (slots, P), nodes that lose it."""
 
     start: int
     num: int
@@ -27,9 +42,10 @@ class _Slot(NamedTuple):
 class simulated_network(lean_rate_one_block):
     """Connects the transmit streams of all ports of a network to their receive streams, in place of radios.
 
-    Slot-timed: when the streams begin with a `tx_time` tag, they consist of slots. On the first item of each, port 0 of
-    every node carries `tx_time` and `packet_len`, the same on all nodes, and every port may carry `beam`. The physics
-    is computed for that absolute time; contiguous slots are one continuous waveform, and a gap between them is silence.
+    Slot-timed: when the streams begin with a `tx_time` tag, they consist of packets of one slot or several equal ones.
+    On the first item of each, port 0 of every node carries `tx_time` and `packet_len`, and every port may carry `beam`:
+    an integer, or for n slots an s32vector of n. Slots must be the same on all nodes, packets need not. The physics
+    is computed for their absolute time; contiguous slots are one continuous waveform, a gap between them is silence.
     Free-running: without tags, a continuous channel from sample 0.
 
     Every output carries `rx_time` on its first item and after each discontinuity, as a USRP source does. A lost slot
@@ -74,6 +90,8 @@ class simulated_network(lean_rate_one_block):
         self._network.reset()
         self._tagged: bool | None = None
         self._slot: _Slot | None = None
+        self._packets: list[_Packet | None] = [None] * len(self._ports)  # of each node, what is to come
+        self._time = pmt.PMT_NIL, 0  # last time tag and its sample
         self._next = 0  # absolute sample of the next input item
         self._ready: np.ndarray | None = None  # received samples that have not left yet,
         self._ready_from = 0  # the absolute sample of the first of them
@@ -105,7 +123,7 @@ class simulated_network(lean_rate_one_block):
         return _WORK_CALLED_PRODUCE
 
     def _step(self, input_items, output_items, first: int, available: int, produced: list[int], headers) -> int:
-        """Feed the network items from `first` on, of one slot at most; return how many.
+        """Feed the network items from `first` on, of one slot or several whole ones at most; return how many.
 
         What is received goes straight to the outputs where it fits and is not lost, to `_ready` otherwise.
         """
@@ -118,11 +136,12 @@ class simulated_network(lean_rate_one_block):
             beams, final = self._beams, not network.has_memory
         else:
             if self._slot is None:
-                self._slot = self._begin_slot(first, headers)
+                whole = min(available - first, space - network.backlog_samples)
+                self._slot = self._begin_slots(first, whole, headers)
             left = self._slot.start + self._slot.num - self._next
             count, beams = min(left, available - first), self._slot.beams
             final = count == left
-            self._check_inside(first, count, headers)
+            self._check_inside(first + count, headers)
         items = [port[first : first + count] for port in input_items]
         fits = network.backlog_samples + count <= space and not (self._slot is not None and self._slot.lost)
         if fits:
@@ -192,50 +211,54 @@ class simulated_network(lean_rate_one_block):
             headers.append(found)
         return headers
 
-    def _begin_slot(self, at: int, headers) -> _Slot:
-        """Read the tags of the slot that begins at relative item `at`; all nodes must say the same."""
-        names = self._network.names
-        frames = []
-        for name, found in zip(names, headers, strict=True):
-            tags = found.get(at, {})
-            if "tx_time" not in tags or "packet_len" not in tags:
-                raise ValueError(f"node {name}: no tx_time and packet_len where its slot should begin (item {at})")
-            frames.append((tags["tx_time"], tags["packet_len"]))
-        start, num = self._frame(frames[0])
-        if not all(pmt.equal(time, frames[0][0]) and pmt.equal(length, frames[0][1]) for time, length in frames[1:]):
-            said = [self._frame(frame) for frame in frames]
-            odd = [f"{name} {frame}" for name, frame in zip(names, said, strict=True) if frame != said[0]]
-            if odd:
-                raise ValueError(f"slots (first sample, length) differ: {names[0]} {said[0]}, but {', '.join(odd)}")
+    def _begin_slots(self, at: int, whole: int, headers) -> _Slot:
+        """Take the slot that begins at relative item `at`, or several that lie within `whole` items.
+
+        All nodes must say the same of it.
+        """
+        packets = [packet or self._read_packet(node, at, headers[node].pop(at, {}))
+                   for node, packet in enumerate(self._packets)]
+        start, num, _ = packets[0]
+        if len({packet[:2] for packet in packets}) > 1:
+            first, *others = [f"{name} {packet[:2]}" for name, packet in zip(self._network.names, packets, strict=True)]
+            odd = [other for other, packet in zip(others, packets[1:], strict=True) if packet[:2] != (start, num)]
+            raise ValueError(f"slots (first sample, length) differ: {first}, but {', '.join(odd)}")
         if num < 1 or start < self._next:
             raise ValueError(f"slot of {num} samples at {start}: must have samples, none before sample {self._next}")
         if start != self._next:
             self._timeless = set(range(len(self._ports)))
         self._next = self._ready_from = start
-        return _Slot(start, num, self._slot_beams(at, headers), self._network.begin_slot(start, num))
+        count = 1
+        if self._network.takes_runs:
+            count = max(1, min(whole // num, *(len(packet.beams) for packet in packets)))
+        beams = [[beam for packet in packets for beam in packet.beams[k]] for k in range(count)]
+        self._packets = [packet.after(count) for packet in packets]
+        for k in range(count):
+            lost = self._network.begin_slot(start + k * num, num)
+        return _Slot(start, count * num, np.array(beams if count > 1 else beams[0]), lost)
 
-    def _frame(self, tags) -> tuple[int, int]:
-        """Return absolute first sample and length of a slot from the values of its two tags."""
-        return sample_from_pmt(tags[0], self._rate), pmt.to_long(tags[1])
+    def _read_packet(self, node: int, at: int, tags: dict[str, object]) -> _Packet:
+        """Packet that begins at relative item `at`, with these tags on port 0."""
+        name, ports = self._network.names[node], self._ports[node]
+        if "tx_time" not in tags or "packet_len" not in tags:
+            raise ValueError(f"node {name}: no tx_time and packet_len where its slot should begin (item {at})")
+        beams = [messages.per_slot(tags["beam"]) if "beam" in tags else [self._beams[ports[0]]]]
+        for port in ports[1:]:
+            said = self.get_tags_in_window(port, at, at + 1, pmt.intern("beam"))
+            beams.append(messages.per_slot(said[0].value) if said else [self._beams[port]])
+        if not pmt.equal(tags["tx_time"], self._time[0]):
+            self._time = tags["tx_time"], sample_from_pmt(tags["tx_time"], self._rate)
+        length, counts = pmt.to_long(tags["packet_len"]), list(map(len, beams))
+        if length % counts[0] or counts.count(counts[0]) < len(counts):
+            raise ValueError(f"node {name}: packet of {length} samples with beams of {counts} slots at its ports")
+        return _Packet(self._time[1], length // counts[0], list(zip(*beams, strict=True)))
 
-    def _slot_beams(self, at: int, headers) -> np.ndarray:
-        beams = self._beams.copy()
-        for ports, found in zip(self._ports, headers, strict=True):
-            if "beam" in found[at]:
-                beams[ports[0]] = pmt.to_long(found[at]["beam"])
-            for port in ports[1:]:
-                for tag in self.get_tags_in_window(port, at, at + 1, pmt.intern("beam")):
-                    beams[port] = pmt.to_long(tag.value)
-        return beams
-
-    def _check_inside(self, first: int, count: int, headers) -> None:
-        """Raise if a node begins another slot within the current one."""
-        begun = self._next != self._slot.start
+    def _check_inside(self, end: int, headers) -> None:
+        """Raise if a node begins another packet before relative item `end`, within the current slot."""
         for name, found in zip(self._network.names, headers, strict=True):
-            # Tags come in the order of their items; those of slots that are over are forgotten.
+            # Tags come in the order of their items; that with which the slot began has been taken out.
             for at in list(found):
-                if at >= first + count:
+                if at >= end:
                     break
-                if "tx_time" in found[at] and at >= first + (not begun):
+                if "tx_time" in found.pop(at):
                     raise ValueError(f"node {name}: a slot begins inside the one at sample {self._slot.start}")
-                del found[at]

@@ -116,20 +116,31 @@ class SlotScheduler:
         self._waiting_ready.discard(node)
         return [] if self._waiting_ready else self._next_phase()
 
-    def acknowledge(self, node: str, slot: int, attempt: int, status: str = OK) -> list[Action]:
-        """A node has finished an attempt at a slot; `status` is "ok" or says what went wrong."""
-        pending = self._pending.get(slot)
-        if self.finished or pending is None or pending.grant.attempt != attempt or node not in pending.waiting:
+    def acknowledge(self, node: str, grants: Iterable[Grant], status: str = OK) -> list[Action]:
+        """A node has finished these attempts; `status` is "ok" or says what went wrong in all of them."""
+        if self.finished:
             return []
-        pending.waiting.discard(node)
-        if status != OK:
-            pending.failures[node] = status
-        if pending.waiting:
-            return []
-        del self._pending[slot]
-        if pending.failures:
-            return self._retry(slot, pending.failures) or self._advance()
-        self._done[slot] = pending.grant
+        complete = []
+        for grant in grants:
+            pending = self._pending.get(grant.slot)
+            if pending is None or pending.grant.attempt != grant.attempt or node not in pending.waiting:
+                continue
+            pending.waiting.discard(node)
+            if status != OK:
+                pending.failures[node] = status
+            if not pending.waiting:
+                complete.append(pending)
+        return self._complete(complete) if complete else []
+
+    def _complete(self, complete: list[_Pending]) -> list[Action]:
+        """All nodes have finished these attempts."""
+        for pending in complete:
+            slot = pending.grant.slot
+            del self._pending[slot]
+            if not pending.failures:
+                self._done[slot] = pending.grant
+            elif actions := self._retry(slot, pending.failures):
+                return actions
         return self._advance()
 
     def produced(self, product: Product) -> list[Action]:

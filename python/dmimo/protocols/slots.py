@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -134,8 +134,7 @@ def build_schedule(
     return Schedule(tuple(nodes), slot_samples, tuple(slots), tuple(spans), len(repeated))
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(NamedTuple):
     """Release of one attempt at one slot, whose first sample is the absolute sample `start`."""
 
     slot: int

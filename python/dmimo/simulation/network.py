@@ -51,6 +51,7 @@ class Network:
     ----------
     latency_samples : constant delay of everything received, as in a radio's pipeline. 0 unless paths or clocks need
         fractional (or negative) delays.
+    takes_runs : whether several slots may be processed in one call, since nothing acts across or within them.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Network:
         self.latency_samples = self._clocks.tx_latency + self.channel.latency_samples + self._clocks.rx_latency
         self._beams = Timeline()
         self._noise = self._make_noise(seed)
+        self.takes_runs = not (self.has_memory or any(fault.is_physical for fault in faults))
         self._faults = FaultInjector(faults, dict(zip(self.names, self._slices, strict=True)))
         self._allocate()
         self._flush(0)
@@ -186,7 +188,8 @@ class Network:
         ----------
         x : complex (P, n), or P rows: transmitted from absolute sample `start` on.
         start : absolute index of the first sample.
-        beams : int (P,), beam of each port in these samples, for transmitting and receiving.
+        beams : int (P,), beam of each port in these samples, for transmitting and receiving; or (n, P), of n slots of
+            equal length that make up these samples.
         final : whether to return the samples of an incomplete last block too (end of a slot).
         shifts : one integer per node: it uses its device samples n + shift for samples n from `start` on, when sending
             and when receiving (those are returned `latency_samples` later). Only adjustable clocks; None: no shifts.
@@ -206,9 +209,9 @@ class Network:
             raise ValueError(f"x has {len(x)} rows; the network has {self.num_ports} ports")
         if start != self._base + self._filled:
             self._flush(start)
-        self._switch_beams(start, beams)
         self._clocks.set_shifts(start, shifts)
         num, size = len(x[0]), self.block_samples
+        self._switch_beams(start, num, beams)
         taken = written = 0
         while True:
             count = min(num - taken, self._x.shape[1] - self._filled)
@@ -234,18 +237,22 @@ class Network:
         self._filled += count
         self._faults.silence(self._x[:, at : self._filled], self._base + at)
 
-    def _switch_beams(self, start: int, beams: np.ndarray) -> None:
+    def _switch_beams(self, start: int, num: int, beams: np.ndarray) -> None:
+        """Take the beams of `num` samples from `start` on: (P,), or (n, P) of n slots."""
         beams = np.asarray(beams, dtype=np.int64)
-        if beams.shape != (self.num_ports,):
-            raise ValueError(f"beams has shape {beams.shape}, not ({self.num_ports},)")
-        if self._beams.holds(beams):
+        if beams.shape[-1:] != (self.num_ports,) or beams.ndim > 2:
+            raise ValueError(f"beams has shape {beams.shape}, not ({self.num_ports},) or (slots, {self.num_ports})")
+        if beams.ndim == 1 and self._beams.holds(beams):
             return
         # Negative ones are huge as unsigned numbers: one comparison for both limits.
         if (beams.view(np.uint64) >= self._num_beams.view(np.uint64)).any():
-            port = int(np.flatnonzero((beams < 0) | (beams >= self._num_beams))[0])
-            name = np.repeat(self.names, self._ports_per_node)[port]
-            raise ValueError(f"beam {beams[port]} of node {name} must be within 0 ... {self._num_beams[port] - 1}")
-        self._beams.set(start, beams)
+            *slot, port = np.argwhere((beams < 0) | (beams >= self._num_beams))[0]
+            name, last = np.repeat(self.names, self._ports_per_node)[port], self._num_beams[port] - 1
+            raise ValueError(f"beam {beams[*slot, port]} of node {name} must be within 0 ... {last}")
+        slots = [beams] if beams.ndim == 1 else beams
+        for k, each in enumerate(slots):
+            if not self._beams.holds(each):
+                self._beams.set(start + k * (num // len(slots)), each)
 
     def _compute(self, num: int) -> np.ndarray:
         """Return what is received in the next `num` samples (whole blocks); silence follows what has been taken."""
@@ -304,9 +311,9 @@ class Network:
         """Write the channel's output for `signal` (P, num) to y; receive gains included."""
         channel, num, size = self.channel, signal.shape[1], self.block_samples
         self._beams.settle(self._base - self._past - self.latency_samples)
-        if len(self._beams) == 1 and not channel.has_memory:
-            _, _, beams = next(self._beams.stretches())
-            channel.flat(channel.matrix(beams, beams), signal, y)
+        matrices = None if channel.has_memory else self._matrices_of_blocks(num)
+        if matrices is not None:
+            channel.flat(matrices, signal, y)
             return
         for first in range(0, num, size):
             start, out = self._base + first, y[:, first : first + size]
@@ -324,6 +331,19 @@ class Network:
                         part[:, c:d] = window[:, c:d]
                     total = total + channel.block(channel.matrix(rx_beams, tx_beams), part)
                 out[:, a:b] = total[:, a:b]
+
+    def _matrices_of_blocks(self, num: int) -> np.ndarray | None:
+        """Return the flat channel of the next blocks, (P, P) or of each; None where beams change within a block."""
+        if len(self._beams) == 1:
+            _, _, beams = next(self._beams.stretches())
+            return self.channel.matrix(beams, beams)
+        base, size, matrices = self._base, self.block_samples, []
+        stretches = [(max(a - base, 0), min(b - base, num), beams) for a, b, beams in self._beams.stretches()]
+        if self.latency_samples or any(a % size or b % size for a, b, _ in stretches):
+            return None
+        for a, b, beams in stretches:
+            matrices += [self.channel.matrix(beams, beams)] * ((b - a) // size)
+        return np.array(matrices)
 
     def _overlaps(self, first: int, last: int, delay: int):
         """Yield (from, to, beams) of each stretch of constant beams, `delay` later, relative to sample `first`."""
