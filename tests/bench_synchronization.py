@@ -29,7 +29,9 @@ def phase_trials(num_trials, num_samples, seed=1):
     """Phase errors of `num_trials` trials by sufficient statistics."""
     rng, noise_var, out = np.random.Generator(np.random.SFC64(seed)), 10 ** (-SNR_DB / 10), []
     for _ in range(num_trials // CHUNK):
-        draws = model.draw_pairs(rng, CHUNK, NUM_ANTENNAS, NUM_ANTENNAS, num_samples, dtype=np.complex64)
+        draws = model.draw_pairs(
+            rng, CHUNK, NUM_ANTENNAS, NUM_ANTENNAS, num_samples, dtype=np.complex64, reduced=True
+        )
         a = model.pilot_direction(draws, noise_var)
         out.append(model.errors(model.exchange(draws, a, noise_var, num_samples))[:, 0])
     return np.concatenate(out)

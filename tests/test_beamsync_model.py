@@ -96,6 +96,24 @@ def test_return_samples_have_the_law_of_errors_from_every_sample(returned):
     assert abs(np.mean(explicit)) > 1.0  # the oscillators' turn is what is compared
 
 
+@pytest.mark.parametrize("sizes", [(5, 8), (8, 5), (6, 6), (1, 4), (4, 1)])
+def test_reduced_channels_have_the_law_of_full_ones(sizes):
+    """Largest eigenvalue and energy of the channel, and errors at -3 dB: within 3.5 standard errors."""
+    values = []
+    for reduced in (False, True):
+        rng = np.random.default_rng(11)
+        draws = model.draw_pairs(rng, 20000, *sizes, 20, reduced=reduced)
+        result = model.exchange(draws, model.pilot_direction(draws, 2.0), 2.0, 20)
+        energy = np.sum(np.abs(draws.g_e) ** 2, axis=(-2, -1))
+        top = np.linalg.svd(draws.g_e, compute_uv=False)[:, 0] ** 2
+        values.append((energy, energy**2, top, top**2, model.errors(result)[:, 0] ** 2))
+    for full, ours in zip(*values, strict=True):
+        spread = np.sqrt((np.var(full) + np.var(ours)) / 20000)
+        assert abs(np.mean(full) - np.mean(ours)) < 3.5 * spread
+    with pytest.raises(ValueError, match="reduced"):
+        model.draw_pairs(np.random.default_rng(0), 1, 2, 2, 3, gains="normal", reduced=True)
+
+
 def test_normal_gains_are_those_of_every_antenna():
     """|c|^2 = |t|^2 / |r|^2 is a ratio of exponentials, and the channel's rows share the gain of their antenna."""
     draws = model.draw_pairs(np.random.default_rng(3), 20000, 3, 4, 10, gains="normal")

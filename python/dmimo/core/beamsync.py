@@ -331,12 +331,13 @@ def _power_vector(gram: NDArray, steps: int) -> NDArray:
     if steps < 1:
         raise ValueError(f"steps = {steps} must be at least 1")
     square = np.empty(gram.shape, gram.dtype)
-    for _ in range(steps - 4):
-        # In place, in two buffers and as real numbers: fresh pages and complex divisions would cost more than products.
+    for k in range(steps - 4):
+        # In two buffers and as real numbers: fresh pages and complex divisions would cost more than products.
         np.matmul(gram, gram, out=square)
-        parts = square.view(square.real.dtype)
-        parts *= 1.0 / np.trace(square, axis1=-2, axis2=-1).real[..., None, None]
         gram, square = square, gram
+        if k % 2 or k == steps - 5:  # the trace shrinks to no less than 1 / M^3 in between
+            parts = gram.view(gram.real.dtype)
+            parts *= 1.0 / np.trace(gram, axis1=-2, axis2=-1).real[..., None, None]
     # All columns tend to multiples of the eigenvector: the longest is the one farthest from zero.
     longest = np.argmax(np.diagonal(gram, axis1=-2, axis2=-1).real, axis=-1)
     u = np.take_along_axis(gram, longest[..., None, None], axis=-1)

@@ -51,7 +51,7 @@ class PairDraws(NamedTuple):
 
 def draw_pairs(
     rng: np.random.Generator, num_trials: int, num_leader: int, num_follower: int, num_samples: int, *,
-    gains: Gains = "unit", rounds: int = 1, dtype=np.complex128,
+    gains: Gains = "unit", rounds: int = 1, dtype=np.complex128, reduced: bool = False,
 ) -> PairDraws:
     """Draws of `num_trials` independent trials.
 
@@ -63,10 +63,16 @@ def draw_pairs(
         phase errors have no finite mean (compare medians). Of unit-modulus gains only those of the first antennas
         are drawn: the others do not change the law of ``g_e``.
     dtype : complex128, or complex64 at half the time.
+    reduced : draw the channel bidiagonal, as Householder reflections at both nodes would leave it: 2 M gamma variables
+        instead of M^2 normal ones. The noise does not notice the reflections, so whatever is invariant under them
+        keeps its law: all errors and bounds here, not fixed beams. Only with unit gains.
     """
     if gains not in ("unit", "normal"):
         raise ValueError(f'gains = "{gains}" must be "unit" or "normal"')
-    g_e = complex_normal(rng, (num_trials, num_leader, num_follower), dtype)
+    if reduced and gains != "unit":
+        raise ValueError(f'reduced = True needs gains = "unit", not "{gains}"')
+    draw = _bidiagonal if reduced else complex_normal
+    g_e = draw(rng, (num_trials, num_leader, num_follower), dtype)
     if gains == "unit":
         c_leader, c_follower = np.exp(2j * np.pi * rng.random((2, num_trials))).astype(dtype)
     else:
@@ -251,6 +257,17 @@ def complex_normal(rng: np.random.Generator, shape: tuple[int, ...], dtype=np.co
     out = rng.standard_normal((*shape[:-1], 2 * shape[-1]), dtype=real)
     out *= real(np.sqrt(0.5))
     return out.view(dtype)
+
+
+def _bidiagonal(rng: np.random.Generator, shape: tuple[int, int, int], dtype=np.complex128) -> NDArray:
+    """Bidiagonal matrices with the singular values of CN(0, 1) matrices: energies are gamma variables."""
+    trials, rows, columns = shape
+    out = np.zeros(shape, dtype)
+    k = np.arange(min(rows, columns))
+    out[:, k, k] = np.sqrt(rng.standard_gamma(rows - k, size=(trials, len(k))))
+    k = np.arange(min(rows, columns - 1))
+    out[:, k, k + 1] = np.sqrt(rng.standard_gamma(columns - 1 - k, size=(trials, len(k))))
+    return out
 
 
 def _apply(g_e: NDArray, a: NDArray) -> NDArray:
