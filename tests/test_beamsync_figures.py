@@ -238,11 +238,24 @@ def test_phase_noise_leaves_the_closed_form_floor_of_each_sign():
                 assert abs(ratio - 1) < 4 * deviation
 
 
+def test_oscillators_enter_both_directions_with_opposite_signs_or_as_the_paper_says():
+    assert beamsync_phase_noise.turns(1.0, 0.25, "physics") == (0.75, -0.75)
+    assert beamsync_phase_noise.turns(1.0, 0.25, "paper") == (1.25, 1.25)
+
+
 def test_wrong_signs_are_named():
     with pytest.raises(ValueError, match="sign='up'"):
         beamsync_phase_noise.turns(np.zeros(2), np.zeros(2), "up")
     with pytest.raises(ValueError, match="drift_sign='up'"):
         beamsync_evolution.drift_rate({**experiments.figure("beamsync-11").defaults, "drift_sign": "up"})
+
+
+def test_phi_drifts_with_four_times_the_variance_of_the_difference_of_two_oscillators():
+    configuration = experiments.figure("beamsync-11").defaults
+    increment = 4 * np.pi**2 * 3e9**2 * 1.4647e-21 * 1e-3 / 14
+    assert beamsync_evolution.drift_rate(configuration) == pytest.approx(4 * 2 * increment)
+    assert beamsync_evolution.drift_rate({**configuration, "drift_sign": "paper"}) == pytest.approx(2 * increment)
+    assert beamsync_evolution.drift_rate({**configuration, "drift_step_s": 0.1}) == pytest.approx(80 * increment)
 
 
 def test_the_evolution_of_the_gain_follows_drift_and_calibration_errors():

@@ -264,7 +264,7 @@ def summarise_8(configuration: Mapping, arrays: Mapping[str, NDArray]) -> dict:
     summarise=summarise_8,
     plot="curve_families",
     defaults={"num_antennas": [4, 8, 16, 32, 64], "num_samples": 100, "snr_db": steps(-10, 32.5, 2.5), "gains": "unit"},
-    trials=1000,
+    trials=2000,
     block=_BLOCK,
 )
 def beamsync_8(configuration: Mapping, seeds: Sequence[np.random.SeedSequence]) -> dict[str, NDArray]:
