@@ -95,7 +95,7 @@ class DirectRun:
             status = "lost" if name in lost else "ok" if np.isfinite(samples).all() else "samples are not finite"
             if status == "ok":
                 self._receive(name, slot, grant, samples)
-            actions += self._scheduler.acknowledge(name, grant.slot, grant.attempt, status)
+            actions += self._scheduler.acknowledge(name, [grant], status)
         return actions
 
     def _receive(self, name: str, slot: Slot, grant: Grant, samples: np.ndarray) -> None:

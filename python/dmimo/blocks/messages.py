@@ -21,8 +21,8 @@ alive    run, epoch, node
 results  run, epoch, node, phase, values                     from a node to the collectors
 ======== =================================================== ==========================================================
 
-A burst is a PDU ``(dict . c32vector)``. A burst to send is port-major and has the keys `tx_time`, `beam` and `slot`,
-which become tags. It is one slot, or several equal ones in a row: `beam` and `slot` are then s32vectors, an entry for
+A burst is a PDU ``(dict . c32vector)``. A burst to send is port-major and has the keys `tx_time`, `beam`, `slot` and,
+where the node shifts its clock, `shift`, which become tags. It is one slot, or several equal ones in a row: `beam` and `slot` are then s32vectors, an entry for
 each, otherwise integers. A received one has `grants`, `status`, `node` and `num_ports`; the slots of its grants follow
 one another, each port-major, and are those that were complete together. Its status holds for all of them.
 """
@@ -47,6 +47,7 @@ START = pmt.intern("start")
 STATUS = pmt.intern("status")
 BEAM = pmt.intern("beam")
 NUM_PORTS = pmt.intern("num_ports")
+SHIFT = pmt.intern("shift")
 GRANTS = pmt.intern("grants")
 SYSTEM = pmt.intern("system")
 DONE = pmt.cons(pmt.intern("done"), pmt.from_long(1))  # to a block's own system port: it has finished
@@ -202,10 +203,15 @@ class Burst:
     status: str = "ok"
 
 
-def transmit_burst(tx_time, beams: Sequence[int], slots: Sequence[int], vector):
-    """Burst PDU to send: every key becomes a tag on its first sample. `vector` is a c32vector, port-major."""
+def transmit_burst(tx_time, beams: Sequence[int], slots: Sequence[int], vector, shift: int = 0):
+    """Burst PDU to send: every key becomes a tag on its first sample. `vector` is a c32vector, port-major.
+
+    `shift` is by how many samples the node's device time is ahead of network time; left out where it is 0.
+    """
     meta = pmt.dict_add(pmt.make_dict(), TX_TIME, tx_time)
     meta = pmt.dict_add(meta, BEAM, _per_slot(beams))
+    if shift:
+        meta = pmt.dict_add(meta, SHIFT, pmt.from_long(shift))
     return pmt.cons(pmt.dict_add(meta, SLOT, _per_slot(slots)), vector)
 
 

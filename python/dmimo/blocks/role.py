@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pmt
 
+from ..protocols.correction import correction_of
 from ..protocols.slots import Grant, Role, Schedule
 from . import messages
 from .burst_transmitter import MAX_SAMPLES
@@ -24,7 +25,8 @@ class role(lean_message_block):
     For every granted slot the receive window is armed first, then the burst (or silence) is sent; what the ports
     received is acknowledged and given to the role: at once if the role is `reactive`, otherwise when the phase ends.
     Grants and bursts that come twice are dropped. For a simulated network, slots that are granted together and follow
-    one another go out as one burst, as far as it fits GNU Radio's buffers.
+    one another go out as one burst, as far as it fits GNU Radio's buffers. Where the roles share a `NodeCorrection`, it
+    is applied to every burst that the node sends and receives.
 
     Parameters
     ----------
@@ -52,6 +54,7 @@ class role(lean_message_block):
         if missing:
             raise ValueError(f"roles: node {node} has none for slots of purpose {missing}")
         self._rate = rate_ratio(samp_rate)
+        self.correction = correction_of(self._roles)
         self._fill = fill
         self._most_slots = max(1, MAX_SAMPLES // schedule.slot_samples) if fill else 1
         self._silence = np.zeros((num_ports, schedule.slot_samples), np.complex64)
@@ -93,7 +96,11 @@ class role(lean_message_block):
             product = messages.product(message)
             for role in self._roles:
                 role.update(product)
+            self.updated()
             self._status("taken", phase=product.phase)
+
+    def updated(self) -> None:
+        """Hook: the roles have taken a product."""
 
     def _begin(self, message) -> None:
         self._granted.clear()
@@ -123,23 +130,30 @@ class role(lean_message_block):
         runs: list[list[Grant]] = []
         for grant in grants:
             run = runs[-1] if runs else []
-            if 0 < len(run) < self._most_slots and grant.start == run[-1].start + self._schedule.slot_samples:
+            follows = 0 < len(run) < self._most_slots and grant.start == run[-1].start + self._schedule.slot_samples
+            if follows and self._shift(grant) == self._shift(run[0]):
                 run.append(grant)
             else:
                 runs.append([grant])
         return runs
+
+    def _shift(self, grant: Grant) -> int:
+        return 0 if self.correction is None else self.correction.shift(grant.start)
 
     def _send(self, run: list[Grant]) -> None:
         bursts, beams = [], []
         for grant in run:
             slot = self._schedule.slots[grant.slot]
             role = self._by_purpose[slot.purpose]
-            bursts.append(role.transmit(slot, grant.start))
+            burst = role.transmit(slot, grant.start)
+            if burst is not None and self.correction is not None:
+                burst = self.correction.transmit(burst, grant.start)
+            bursts.append(burst)
             beams.append(role.beam(slot))
         vector = self._encode(run, bursts)
         if vector is not None:
             time, slots = time_to_pmt(run[0].start, self._rate), [grant.slot for grant in run]
-            self.message_port_pub(TX, messages.transmit_burst(time, beams, slots, vector))
+            self.message_port_pub(TX, messages.transmit_burst(time, beams, slots, vector, self._shift(run[0])))
 
     def _encode(self, run: list[Grant], bursts: list[np.ndarray | None]):
         """Encoded samples; bursts that are sent again and again are encoded once. None: nothing to send."""
@@ -190,6 +204,8 @@ class role(lean_message_block):
         burst = messages.burst(message)
         for grant, samples in zip(burst.grants, burst.samples, strict=True):
             if grant in taken:
+                if self.correction is not None:
+                    samples = self.correction.receive(samples, grant.start)
                 slot = self._schedule.slots[grant.slot]
                 self._by_purpose[slot.purpose].receive(slot, grant, samples)
 

@@ -17,26 +17,30 @@ _WORK_CALLED_PRODUCE = -2
 
 
 class _Packet(NamedTuple):
-    """Slots that a node has announced: absolute first sample, length of each, and for each the beams of the ports."""
+    """Slots that a node has announced: absolute first sample, length of each, for each the beams of the ports, and by
+    how many samples the node shifts its clock."""
 
     start: int
     num: int
     beams: list[tuple[int, ...]]
+    shift: int
 
     def after(self, count: int) -> "_Packet | None":
         """What is left of it after so many slots."""
         if len(self.beams) == count:
             return None
-        return _Packet(self.start + count * self.num, self.num, self.beams[count:])
+        return self._replace(start=self.start + count * self.num, beams=self.beams[count:])
 
 
 class _Slot(NamedTuple):
-    """Slot in progress, or slots: absolute first sample and length, beams (P,) or (slots, P), nodes that lose it."""
+    """Slot in progress, or slots: absolute first sample and length, beams (P,) or (slots, P), nodes that lose it, and
+    the clock shift of each node, None where all are 0."""
 
     start: int
     num: int
     beams: np.ndarray
     lost: tuple[str, ...]
+    shifts: list[int] | None
 
 
 class simulated_network(lean_rate_one_block):
@@ -44,7 +48,8 @@ class simulated_network(lean_rate_one_block):
 
     Slot-timed: when the streams begin with a `tx_time` tag, they consist of packets of one slot or several equal ones.
     On the first item of each, port 0 of every node carries `tx_time` and `packet_len`, and every port may carry `beam`:
-    an integer, or for n slots an s32vector of n. Slots must be the same on all nodes, packets need not. The physics
+    an integer, or for n slots an s32vector of n. Port 0 may carry `shift`, by which the node shifts its clock in the
+    packet [samples]. Slots must be the same on all nodes, packets need not. The physics
     is computed for their absolute time; contiguous slots are one continuous waveform, a gap between them is silence.
     Free-running: without tags, a continuous channel from sample 0.
 
@@ -133,20 +138,20 @@ class simulated_network(lean_rate_one_block):
             fit = space - network.backlog_samples
             whole = (self._next + fit) // network.block_samples * network.block_samples - self._next
             count = min(available - first, whole if whole > 0 else max(fit, 1))
-            beams, final = self._beams, not network.has_memory
+            beams, final, shifts = self._beams, not network.has_memory, None
         else:
             if self._slot is None:
                 whole = min(available - first, space - network.backlog_samples)
                 self._slot = self._begin_slots(first, whole, headers)
             left = self._slot.start + self._slot.num - self._next
-            count, beams = min(left, available - first), self._slot.beams
+            count, beams, shifts = min(left, available - first), self._slot.beams, self._slot.shifts
             final = count == left
             self._check_inside(first + count, headers)
         items = [port[first : first + count] for port in input_items]
         fits = network.backlog_samples + count <= space and not (self._slot is not None and self._slot.lost)
         if fits:
             outputs = [port[at:] for port, at in zip(output_items, produced, strict=True)]
-            written = network.process_into(outputs, items, self._next, beams, final=final)
+            written = network.process_into(outputs, items, self._next, beams, final=final, shifts=shifts)
             if written:
                 self._stamp(self._timeless, produced, self._ready_from)
                 produced[:] = [at + written for at in produced]
@@ -154,7 +159,7 @@ class simulated_network(lean_rate_one_block):
             if self._slot is not None and final:
                 self._slot = None
         else:
-            received = network.process(items, self._next, beams, final=final)
+            received = network.process(items, self._next, beams, final=final, shifts=shifts)
             self._ready = received if received.shape[1] else None
         self._next += count
         return count
@@ -218,7 +223,7 @@ class simulated_network(lean_rate_one_block):
         """
         packets = [packet or self._read_packet(node, at, headers[node].pop(at, {}))
                    for node, packet in enumerate(self._packets)]
-        start, num, _ = packets[0]
+        start, num = packets[0][:2]
         if len({packet[:2] for packet in packets}) > 1:
             first, *others = [f"{name} {packet[:2]}" for name, packet in zip(self._network.names, packets, strict=True)]
             odd = [other for other, packet in zip(others, packets[1:], strict=True) if packet[:2] != (start, num)]
@@ -235,7 +240,9 @@ class simulated_network(lean_rate_one_block):
         self._packets = [packet.after(count) for packet in packets]
         for k in range(count):
             lost = self._network.begin_slot(start + k * num, num)
-        return _Slot(start, count * num, np.array(beams if count > 1 else beams[0]), lost)
+        shifts = [packet.shift for packet in packets]
+        return _Slot(start, count * num, np.array(beams if count > 1 else beams[0]), lost,
+                     shifts if any(shifts) else None)
 
     def _read_packet(self, node: int, at: int, tags: dict[str, object]) -> _Packet:
         """Packet that begins at relative item `at`, with these tags on port 0."""
@@ -251,7 +258,8 @@ class simulated_network(lean_rate_one_block):
         length, counts = pmt.to_long(tags["packet_len"]), list(map(len, beams))
         if length % counts[0] or counts.count(counts[0]) < len(counts):
             raise ValueError(f"node {name}: packet of {length} samples with beams of {counts} slots at its ports")
-        return _Packet(self._time[1], length // counts[0], list(zip(*beams, strict=True)))
+        shift = pmt.to_long(tags["shift"]) if "shift" in tags else 0
+        return _Packet(self._time[1], length // counts[0], list(zip(*beams, strict=True)), shift)
 
     def _check_inside(self, end: int, headers) -> None:
         """Raise if a node begins another packet before relative item `end`, within the current slot."""
