@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from ..core import beamsync, metrics
 from . import beamsync_model as model
-from .beamsync_phase import generators
 from .beamsync_phase_noise import OSCILLATORS, increment_variance
 from .registry import register
+from .trials import generators
 
 _LABELS = {
     "ideal": "no drift, no calibration errors",
@@ -134,9 +134,9 @@ def trial_chunk(configuration: Mapping, seeds: Sequence[np.random.SeedSequence])
     sync = np.flatnonzero(np.diff(index, prepend=-1))
     phi, errors, weights = (np.stack(parts) for parts in
                             zip(*(_draw(configuration, rng, len(index)) for rng in rngs), strict=True))
-    exact = np.zeros_like(errors)
+    exact, keys = np.zeros_like(errors), [int(rng.integers(2**63)) for rng in rngs]
     # What BeamSync gets wrong does not depend on phi: it is simulated with phi = 0 and held until the next time.
-    held, held_errors = (_synchronise(configuration, epsilon[:, :, sync], seeds)[:, index]
+    held, held_errors = (_synchronise(configuration, epsilon[:, :, sync], keys)[:, index]
                          for epsilon in (exact, errors))
     drift, none = phi[:, sync][:, index] - phi, np.zeros_like(phi)
     cases = {
@@ -172,17 +172,17 @@ def _draw(configuration: Mapping, rng: np.random.Generator, num_times: int) -> t
     return phi, np.concatenate([np.zeros((2, 1, num)), np.cumsum(epsilon, axis=1)], axis=1), weights
 
 
-def _synchronise(configuration: Mapping, epsilon: NDArray, seeds: Sequence[np.random.SeedSequence]) -> NDArray:
+def _synchronise(configuration: Mapping, epsilon: NDArray, keys: Sequence[int]) -> NDArray:
     """BeamSync's phase error (trials, instants) with phi = 0 and calibration errors `epsilon` (trials, 2, instants, M).
 
-    The channel and the noise are drawn anew from children of the seeds, alike in every call.
+    The channel and the noise are drawn from one key per trial, alike in every call with the same keys.
     """
     num, num_samples = configuration["num_antennas"], configuration["num_samples"]
     instants, sigma = epsilon.shape[2], 10.0 ** (-configuration["snr_db"] / 20.0)
     x = np.exp(2j * np.pi * np.arange(num_samples) / num_samples)
-    errors = np.empty((len(seeds), instants))
-    for trial, seed in enumerate(seeds):
-        rng = np.random.default_rng(np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, 0)))
+    errors = np.empty((len(keys), instants))
+    for trial, key in enumerate(keys):
+        rng = np.random.default_rng(key)
         g = model.complex_normal(rng, (num, num))
         noise = [sigma * model.complex_normal(rng, (instants, num, length))
                  for length in (num, num_samples, num_samples)]

@@ -18,10 +18,9 @@ from ..core.synchronization_bounds import energy_spread, frequency_offset_crlb, 
 from . import beamsync_model as model
 from . import error_statistics as statistics
 from . import fixed_grid_of_beams as grid
-from .beamsync_phase import generators, noise_variances, steps
 from .registry import register
+from .trials import SNR_LABEL, generators, noise_variances, stack, steps
 
-_SNR_LABEL = "SNR at unit radiated power, 1/σ² [dB]"
 _DEFAULTS = {"snr_db": steps(-20, 30, 5), "sample_interval_s": 1e-3 / 14, "max_offset_hz": 300.0,
              "search_hz": 400.0, "gains": "unit"}
 
@@ -96,12 +95,8 @@ class Link:
         return (found - offset_hz) * self._interval
 
 
-def _stack(points: Sequence[Mapping[str, NDArray]], axis: int = -1) -> dict[str, NDArray]:
-    return {key: np.stack([point[key] for point in points], axis=axis) for key in points[0]}
-
-
 def _axes(configuration: Mapping, arrays: Mapping[str, NDArray]) -> dict:
-    return {"caption": statistics.caption(len(arrays["bound"]), configuration), "x_label": _SNR_LABEL,
+    return {"caption": statistics.caption(len(arrays["bound"]), configuration), "x_label": SNR_LABEL,
             "y_label": f"{statistics.statistic_name(configuration['gains'])} of f T [cycles per sample]",
             "x": list(configuration["snr_db"])}
 
@@ -154,7 +149,7 @@ def beamsync_13(configuration: Mapping, seeds: Sequence[np.random.SeedSequence])
     num_samples = configuration["num_samples"]
     link = Link(configuration, generators(seeds), configuration["num_antennas"], num_samples)
     x = sinusoid(num_samples)
-    return _stack([{
+    return stack([{
         **link.with_bounds(x, noise_var, link.offset_hz),
         **{f"error_{reading}": link.fgb(x, noise_var, link.offset_hz, reading) for reading in grid.READINGS},
     } for noise_var in noise_variances(configuration)])  # fmt: skip
@@ -198,11 +193,11 @@ def beamsync_14(configuration: Mapping, seeds: Sequence[np.random.SeedSequence])
     rngs, x, sizes = generators(seeds), sinusoid(configuration["num_samples"]), []
     for num in configuration["num_antennas"]:
         link = Link(configuration, rngs, num, len(x))
-        sizes.append(_stack([{
+        sizes.append(stack([{
             **link.with_bounds(x, noise_var, link.offset_hz),
             "error_sweep": link.fgb(x, noise_var, link.offset_hz, "sweep"),
         } for noise_var in noise_variances(configuration)]))  # fmt: skip
-    return _stack(sizes, axis=1)
+    return stack(sizes, axis=1)
 
 
 # -- figure 15 --------------------------------------------------------------------------------------------------------
@@ -251,10 +246,10 @@ def beamsync_15(configuration: Mapping, seeds: Sequence[np.random.SeedSequence])
             # From their beginnings, so that all lengths see the same channels.
             link, x = Link(configuration, generators(seeds), num, num_samples), sinusoid(num_samples)
             gain, bound = link.gain(noise_var), link.bound(x, noise_var)
-            lengths.append(_stack([{"error": link.beamsync(gain, x, noise_var, offset), "bound": bound}
+            lengths.append(stack([{"error": link.beamsync(gain, x, noise_var, offset), "bound": bound}
                                    for offset in configuration["offsets_hz"]]))
-        sizes.append(_stack(lengths, axis=1))
-    return _stack(sizes, axis=1)
+        sizes.append(stack(lengths, axis=1))
+    return stack(sizes, axis=1)
 
 
 # -- waveforms --------------------------------------------------------------------------------------------------------
@@ -296,5 +291,5 @@ def beamsync_waveform(configuration: Mapping, seeds: Sequence[np.random.SeedSequ
     """
     link = Link(configuration, generators(seeds), configuration["num_antennas"], configuration["num_samples"])
     waveforms = [make(configuration["num_samples"]) for _, make in WAVEFORMS.values()]
-    return _stack([_stack([link.with_bounds(x, noise_var, link.offset_hz) for x in waveforms])
+    return stack([stack([link.with_bounds(x, noise_var, link.offset_hz) for x in waveforms])
                    for noise_var in noise_variances(configuration)])

@@ -8,10 +8,9 @@ from numpy.typing import NDArray
 
 from . import beamsync_model as model
 from . import error_statistics as statistics
-from .beamsync_phase import generators, noise_variances, steps
 from .registry import register
+from .trials import SNR_LABEL, generators, noise_variances, stack, steps
 
-_SNR_LABEL = "SNR at unit radiated power, 1/σ² [dB]"
 _RETURNS = {"conjugate": "conjugate return, as in the paper", "matched": "matched-filter return"}
 
 
@@ -22,10 +21,6 @@ def _draw(configuration: Mapping, seeds: Sequence[np.random.SeedSequence], num_s
         model.draw_pairs(rng, 1, num, num, num_samples, gains=configuration["gains"], rounds=rounds, dtype=np.complex64)
         for rng in generators(seeds)
     ])
-
-
-def _stack(points: Sequence[Mapping[str, NDArray]], axis: int = -1) -> dict[str, NDArray]:
-    return {key: np.stack([point[key] for point in points], axis=axis) for key in points[0]}
 
 
 def _y_label(configuration: Mapping) -> str:
@@ -43,7 +38,7 @@ def summarise_matched(configuration: Mapping, arrays: Mapping[str, NDArray]) -> 
     return {
         "title": f"Phase by kind of return, {configuration['num_antennas']} antennas each, "
                  f"N = {configuration['num_samples']}",
-        "caption": statistics.caption(len(arrays["bound_matched"]), configuration), "x_label": _SNR_LABEL,
+        "caption": statistics.caption(len(arrays["bound_matched"]), configuration), "x_label": SNR_LABEL,
         "y_label": _y_label(configuration), "x": list(configuration["snr_db"]),
         "curves": [{"label": label, **curves[key]} for key, label in _RETURNS.items()],
         "dashed": [{"label": f"bound, {key} return", "values": statistics.bound_curve(arrays[f"bound_{key}"], gains)}
@@ -77,7 +72,7 @@ def beamsync_matched_return(configuration: Mapping, seeds: Sequence[np.random.Se
             point[f"error_{returned}"] = model.errors(found)[:, 0]
             point[f"bound_{returned}"] = model.bound(draws, noise_var, num_samples, returned=returned)
         points.append(point)
-    return _stack(points)
+    return stack(points)
 
 
 # -- ping-pong --------------------------------------------------------------------------------------------------------
@@ -94,7 +89,7 @@ def summarise_ping_pong(configuration: Mapping, arrays: Mapping[str, NDArray]) -
     return {
         "title": f"Phase by rounds of stages II and III, M = {configuration['num_antennas']}, energy "
                  f"{_total(configuration):g}, stage I {100 * configuration['share']:.1f} %",
-        "caption": statistics.caption(len(arrays["bound"]), configuration), "x_label": _SNR_LABEL,
+        "caption": statistics.caption(len(arrays["bound"]), configuration), "x_label": SNR_LABEL,
         "y_label": _y_label(configuration), "x": list(configuration["snr_db"]), "kinds": list(_RETURNS.values()),
         "bound": "bound, matched, one round", "families": families,
         "one_round_over_more": {str(number): {key: (np.array(families[0]["curves"][kind]["mean"]) / np.array(
@@ -132,11 +127,11 @@ def beamsync_ping_pong(configuration: Mapping, seeds: Sequence[np.random.SeedSeq
             points.append({f"error_{returned}": model.errors(model.exchange(draws, a, noise_var, sync,
                                                                             returned=returned))[:, -1]
                            for returned in _RETURNS})
-        rows.append(_stack(points))
+        rows.append(stack(points))
         if rounds == configuration["rounds"][0]:
             bound = np.stack([_bound(configuration, draws, noise_var, sync * rounds)
                               for noise_var in noise_variances(configuration)], axis=-1)
-    return {**_stack(rows, axis=1), "bound": bound}
+    return {**stack(rows, axis=1), "bound": bound}
 
 
 def _bound(configuration: Mapping, draws: model.PairDraws, noise_var: float, sync_energy: float) -> NDArray:
@@ -204,5 +199,5 @@ def beamsync_energy_share(configuration: Mapping, seeds: Sequence[np.random.Seed
             points.append({f"error_{returned}": model.errors(model.exchange(draws, a, noise_var, sync,
                                                                             returned=returned))[:, 0]
                            for returned in _RETURNS})
-        rows.append(_stack(points))
-    return _stack(rows, axis=1)
+        rows.append(stack(points))
+    return stack(rows, axis=1)

@@ -18,18 +18,9 @@ from . import beamsync_model as model
 from . import error_statistics as statistics
 from . import fixed_grid_of_beams as grid
 from .registry import register
+from .trials import SNR_LABEL, generators, noise_variances, stack, steps
 
 _BLOCK = 200
-_SNR_LABEL = "SNR at unit radiated power, 1/σ² [dB]"
-
-
-def steps(first: float, last: float, step: float) -> list[float]:
-    """Numbers from `first` to `last`, both included."""
-    return [first + step * k for k in range(round((last - first) / step) + 1)]
-
-
-def noise_variances(configuration: Mapping) -> list[float]:
-    return [10.0 ** (-snr_db / 10.0) for snr_db in configuration["snr_db"]]
 
 
 class Pairs:
@@ -71,10 +62,6 @@ class Pairs:
         return statistics.wrap(found - self.phi)
 
 
-def generators(seeds: Sequence[np.random.SeedSequence]) -> list[np.random.Generator]:
-    return [np.random.default_rng(seed) for seed in seeds]
-
-
 def _summary(configuration: Mapping, arrays: Mapping[str, NDArray], labels: Mapping[str, str],
              bound_labels: Mapping[str, str], title: str) -> dict:
     """Summary for `plotting.error_curves`, with the SNR at which each curve reaches `WANTED_RMSE`."""
@@ -88,18 +75,13 @@ def _summary(configuration: Mapping, arrays: Mapping[str, NDArray], labels: Mapp
     return {
         "title": title,
         "caption": statistics.caption(len(arrays["bound"]), configuration),
-        "x_label": _SNR_LABEL,
+        "x_label": SNR_LABEL,
         "y_label": f"{statistics.statistic_name(gains)} of the phase [rad]",
         "x": list(snr_db),
         "curves": [{"label": labels[key], **curve} for key, curve in curves.items()],
         "dashed": [{"label": bound_labels[key], "values": values} for key, values in dashed.items()],
         "snr_db_at_3_mrad": reached,
     }
-
-
-def _stack(points: Sequence[Mapping[str, NDArray]]) -> dict[str, NDArray]:
-    """Arrays (T, points) from one mapping of arrays (T,) per point."""
-    return {key: np.stack([point[key] for point in points], axis=-1) for key in points[0]}
 
 
 # -- figure 6 ---------------------------------------------------------------------------------------------------------
@@ -157,7 +139,7 @@ def beamsync_6(configuration: Mapping, seeds: Sequence[np.random.SeedSequence]) 
             **{f"error_{reading}": pairs.fgb(noise_var, num // 2, reading) for reading in grid.READINGS},
             "bound": pairs.bound(noise_var, num // 2), "bound_sweep": variance,
         })  # fmt: skip
-    return _stack(points)
+    return stack(points)
 
 
 def _beam_sweep(pairs: Pairs, reverse: NDArray, noise_var: float) -> tuple[NDArray, NDArray]:
@@ -225,7 +207,7 @@ def beamsync_7(configuration: Mapping, seeds: Sequence[np.random.SeedSequence]) 
             **{f"error_{reading}": pairs.fgb(noise_var, num_samples, reading) for reading in grid.READINGS},
             "bound": pairs.bound(noise_var, num_samples),
         })  # fmt: skip
-    return _stack(points)
+    return stack(points)
 
 
 # -- figures 8 and 9 --------------------------------------------------------------------------------------------------
@@ -250,7 +232,7 @@ def summarise_8(configuration: Mapping, arrays: Mapping[str, NDArray]) -> dict:
     return {
         "title": f"Phase of two access points of M antennas, L = M, N = {configuration['num_samples']}",
         "caption": statistics.caption(len(arrays["bound"]), configuration),
-        "x_label": _SNR_LABEL, "y_label": f"{statistics.statistic_name(gains)} of the phase [rad]",
+        "x_label": SNR_LABEL, "y_label": f"{statistics.statistic_name(gains)} of the phase [rad]",
         "x": list(snr_db), "kinds": list(_KINDS_8.values()), "bound": "Cramér-Rao bound", "families": families,
         "snr_db_at_1_5_mrad": reached,
         "gain_per_doubling_db": [{"from": num, **{key: statistics.gain_db(after[key], before[key]) for key in before}}
@@ -286,7 +268,7 @@ def beamsync_8(configuration: Mapping, seeds: Sequence[np.random.SeedSequence]) 
                 "error_simple": model.errors(found)[:, 0], "error_nls": model.nls_errors(pairs.draws, found)[:, 0],
                 "error_sweep": pairs.fgb(noise_var, num_samples, "sweep"), "bound": pairs.bound(noise_var, num_samples),
             })  # fmt: skip
-        sizes.append(_stack(points))
+        sizes.append(stack(points))
     return {key: np.stack([size[key] for size in sizes], axis=1) for key in sizes[0]}
 
 
@@ -334,7 +316,7 @@ def beamsync_9(configuration: Mapping, seeds: Sequence[np.random.SeedSequence]) 
     rows = []
     for num_samples in lengths:
         pairs.redraw_rest(rngs, num_samples)
-        rows.append(_stack([{
+        rows.append(stack([{
             "error_simple": model.errors(pairs.exchange(noise_var, num_samples))[:, 0],
             "error_sweep": pairs.fgb(noise_var, num_samples, "sweep"), "bound": pairs.bound(noise_var, num_samples),
         } for noise_var in noise_variances(configuration)]))  # fmt: skip

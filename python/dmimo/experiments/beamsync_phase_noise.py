@@ -14,8 +14,8 @@ from ..core import beamsync
 from ..core.waveforms import orthonormal_pilots
 from . import beamsync_model as model
 from . import error_statistics as statistics
-from .beamsync_phase import generators, noise_variances, steps
 from .registry import register
+from .trials import SNR_LABEL, generators, noise_variances, steps
 
 Sign = Literal["physics", "paper"]
 
@@ -92,7 +92,7 @@ def summarise(configuration: Mapping, arrays: Mapping[str, NDArray]) -> dict:
     return {
         "title": f"Phase with phase noise, {num_pilots} antennas each, L = {num_pilots}, N = {num_samples}",
         "caption": statistics.caption(len(arrays["bound"]), configuration),
-        "x_label": "SNR at unit radiated power, 1/σ² [dB]",
+        "x_label": SNR_LABEL,
         "y_label": f"{statistics.statistic_name(gains)} of the phase [rad]", "x": list(configuration["snr_db"]),
         "kinds": list(KINDS.values()), "bound": "bound, and drift about the boundary", "families": families,
         "drift_rad": floors,

@@ -15,8 +15,8 @@ from ..core import synchronization
 from ..core.synchronization_bounds import joint_return_crlb
 from . import beamsync_model as model
 from . import error_statistics as statistics
-from .beamsync_phase import generators, noise_variances, steps
 from .registry import register
+from .trials import SNR_LABEL, generators, noise_variances, stack, steps
 
 _KINDS = {"phase": "phase alone, as in the paper", "joint": "phase and offset jointly"}
 _DEFAULTS = {"num_antennas": 32, "num_samples": 32, "sample_interval_s": 1e-3 / 14, "search_hz": 200.0, "gains": "unit"}
@@ -75,10 +75,6 @@ class Exchanges:
         return self._num + 1 + float(synchronization.centroid(self._x)) + 0.5 * self._num_samples
 
 
-def _stack(points: Sequence[Mapping[str, NDArray]], axis: int = -1) -> dict[str, NDArray]:
-    return {key: np.stack([point[key] for point in points], axis=axis) for key in points[0]}
-
-
 def _floors(configuration: Mapping) -> list[float]:
     return [floor_rad(offset, configuration["sample_interval_s"], configuration["num_antennas"],
                       configuration["num_samples"]) for offset in configuration["offsets_hz"]]
@@ -101,7 +97,7 @@ def summarise_16(configuration: Mapping, arrays: Mapping[str, NDArray]) -> dict:
         "title": f"Phase with a residual carrier offset, M = L = {configuration['num_antennas']}, "
                  f"N = {configuration['num_samples']}",
         "caption": statistics.caption(len(arrays["bound"]), configuration),
-        "x_label": "SNR at unit radiated power, 1/σ² [dB]",
+        "x_label": SNR_LABEL,
         "y_label": f"{statistics.statistic_name(gains)} of the phase before the exchange [rad]",
         "x": list(configuration["snr_db"]), "kinds": list(_KINDS.values()), "bound": "bound and floor",
         "families_title": "residual offset f", "families": families, "floor_rad": floors,
@@ -129,9 +125,9 @@ def beamsync_16(configuration: Mapping, seeds: Sequence[np.random.SeedSequence])
     exchanges, rows = Exchanges(configuration, seeds), []
     for noise_var in noise_variances(configuration):
         a, bounds = exchanges.directions(noise_var), exchanges.bounds(noise_var)
-        errors = _stack([exchanges.errors(a, noise_var, offset) for offset in configuration["offsets_hz"]])
+        errors = stack([exchanges.errors(a, noise_var, offset) for offset in configuration["offsets_hz"]])
         rows.append({**errors, **bounds})
-    return _stack(rows)
+    return stack(rows)
 
 
 # -- beamsync-joint ---------------------------------------------------------------------------------------------------
