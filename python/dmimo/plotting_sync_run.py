@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from .plotting_style import COLOURS, MARKERS, new_figure, set_title
 
+SMALLEST_SPAN_DB = 1.0
 
 def synchronization(report: Mapping) -> Figure:
     """Phase error and coherent gain over the time of a run that synchronised again and again.
@@ -59,5 +60,9 @@ def _gains(axes, report: Mapping, watches) -> None:
     axes.plot(times, [point["coherent_gain_db"] for point in watches], color=COLOURS[0], marker=MARKERS[0],
               markersize=3.5, label="coherent")
     axes.set_ylabel("gain over random node phases [dB]")
+    # Hundredths of a decibel are the noise of the measurement: they must not fill the axes.
+    top = max(point["ideal_gain_db"] for point in watches)
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, top - SMALLEST_SPAN_DB), max(high, top + 0.1 * SMALLEST_SPAN_DB))
     set_title(axes, "Coherent gain at the user terminal",
-              f"averaged over time {report['loss_db']:.2f} dB below the ideal")
+              f"loss to the ideal, averaged over time: {max(report['loss_db'], 0.0):.2f} dB")
