@@ -30,11 +30,16 @@ WORDS = re.compile(r"[A-Z][A-Za-z0-9 ,/'()-]*( \[[A-Za-z/%]+\])?")
 SMALL = "{version: 1, nodes: [{name: ap1}, {name: ap2}, {name: ue1, kind: ue}], verification: {}}"
 SMALL = Assembly(testbed.parse(SMALL))
 SWEEP_ONLY = Assembly(SMALL.testbed, verify=False)
+SYNC = "{version: 1, nodes: [{name: ap1}, {name: ap2}, {name: ue1, kind: ue}], beamsync: {}}"
+SYNC = Assembly(testbed.parse(SYNC), protocol="sync")
 # What a constructor gets here where the description leaves it to the user's flowgraph. The name of the block is in
 # front where it needs another than all others.
 SAMPLES = {
     "assembly": lambda: SMALL,
     "beam_sweep_role.assembly": lambda: SWEEP_ONLY,
+    "beamsync_leader.assembly": lambda: SYNC,
+    "beamsync_follower.assembly": lambda: SYNC,
+    "beamsync_monitor.assembly": lambda: SYNC,
     "schedule": lambda: SMALL.schedule,
     "roles": lambda: SMALL.roles("ap1"),
     "network": lambda: SMALL.network(),

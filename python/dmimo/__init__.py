@@ -12,6 +12,9 @@ __version__ = "0.1.0"
 # Each block is a class of the same name in gnuradio.dmimo.blocks.<name>.
 _BLOCKS = (
     "beam_sweep_role",
+    "beamsync_follower",
+    "beamsync_leader",
+    "beamsync_monitor",
     "burst_receiver",
     "burst_transmitter",
     "calibrator",
