@@ -185,7 +185,7 @@ def beamsync_energy_share(configuration: Mapping, seeds: Sequence[np.random.Seed
     """Phase errors (trials, shares, SNRs) at figure 6's energy, M + 2 N = 2 M; the paper spends half of it in stage I.
 
     The direction needs far less than half: what it misses costs in proportion to the square of its error, what it
-    takes from stages II and III costs directly. The best share falls from 0.2 at 0 and 5 dB (1.0 dB better than a half)
+    takes from stages II and III costs directly. The best share falls from 0.2 at 0 and 5 dB (1 dB better than a half)
     over 0.15 at 10 dB (1.7 dB) to 0.05 at 20 dB (2.7 dB); anything from 0.05 to 0.3 is within half a decibel up to
     10 dB.
     """
