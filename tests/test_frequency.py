@@ -303,3 +303,18 @@ def test_wrong_bursts_raise_errors_that_name_them():
         synchronization.frequency_estimate(y[0], x, [0], T)
     with pytest.raises(ValueError, match=r"x has shape \(3, 8\)"):
         synchronization.frequency_estimate(y, np.ones((3, 8)), [0, 8], T)
+
+
+def test_bursts_distorted_alike_are_not_trusted():
+    """A late copy of a wide waveform biases every burst alike, far beyond what the noise predicts."""
+    rng = np.random.default_rng(8)
+    num, bursts, rate = 128, 8, 1e6
+    x = rng.standard_normal((num, 2)) @ [0.7, 0.7j]
+    late = np.fft.ifft(np.fft.fft(x) * np.exp(-2j * np.pi * 0.3 * np.fft.fftfreq(num)))
+    starts = np.arange(bursts) * 1024
+    position = starts[:, None] + np.arange(num)
+    turned = np.exp(2j * np.pi * 100.0 / rate * position)[:, None, :] * np.ones((1, 4, 1))
+    noise = 1e-3 * rng.standard_normal((bursts, 4, num, 2)) @ [1, 1j]
+    assert synchronization.frequency_estimate(turned * x + noise, x, starts, 1 / rate).trusted
+    found = synchronization.frequency_estimate(turned * late + noise, x, starts, 1 / rate)
+    assert not found.trusted or abs(found.frequency_hz - 100.0) < 6 * found.frequency_std_hz

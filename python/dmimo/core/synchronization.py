@@ -18,7 +18,8 @@ from .beamsync import (
     return_estimate,
     return_phasor,
 )
-from .frequency import FrequencyEstimate, edge_energy_waveform, frequency_estimate, frequency_offset
+from .frequency import edge_energy_waveform, frequency_offset
+from .frequency_bursts import FrequencyEstimate, frequency_estimate
 
 __all__ = [
     "MAX_PHASE_STD_RAD",

@@ -253,7 +253,8 @@ class FollowerRole(_SyncRole):
         starts, received, noise_vars = (np.array(part) for part in zip(*self._heard, strict=True))
         self._heard = []
         estimate = sync.frequency_estimate(received, self._plan.whole_signal, starts, 1 / self._plan.samp_rate,
-                                           max_offset=self._plan.max_offset_hz)
+                                           max_offset=self._plan.max_offset_hz,
+                                           linewidth_hz=float(self.tracker.model.linewidth_hz))
         offset, std, trusted = float(estimate.frequency_hz), float(estimate.frequency_std_hz), bool(estimate.trusted)
         event = "applied" if trusted else "untrusted"
         if trusted and self._distortion(received, offset, np.mean(noise_vars)) > MAX_DISTORTION:
