@@ -60,6 +60,12 @@ def test_each_product_gives_one_item_per_entry_in_the_quantity_asked_for(quantit
     assert flowgraph.errors.num_messages() == 0
 
 
+def test_real_entries_in_radians_become_degrees():
+    flowgraph = bench(key="phase_rad", num_outputs=2, quantity="degrees")
+    streams = flowgraph.streams(product(phase_rad=np.array([np.pi / 2, -0.1])))
+    np.testing.assert_allclose(streams.T, [[90.0, -18 / np.pi]], rtol=1e-6)
+
+
 def test_products_without_the_key_and_other_messages_are_passed_over():
     flowgraph = bench(key="c", num_outputs=1)
     given = product(weights=np.ones(7)), messages.encode("ready", node="ap1", hash=""), product(c=np.array([3.0]))

@@ -18,3 +18,8 @@ class beamsync_monitor(collector):
         if assembly.synchronization is None:
             raise ValueError("assembly: the testbed has no section beamsync")
         collector.__init__(self, assembly.collectors()["beamsync"], assembly.schedule.nodes, "beamsync_monitor")
+
+    @property
+    def history(self) -> list[dict[str, object]]:
+        """What the followers reported, one entry per exchange: see `BeamSyncCollector`."""
+        return self.member.members["beamsync"].history

@@ -15,6 +15,7 @@ _QUANTITIES = {
     "magnitude": np.abs,
     "db": lambda values: 20 * np.log10(np.maximum(np.abs(values), np.finfo(float).tiny)),
     "real": np.real,
+    "degrees": np.degrees,
 }
 
 
@@ -31,8 +32,9 @@ class product_probe(gr.sync_block):
         Key of the product's values, such as `c` of the calibration or `gains_db` of the verification.
     num_outputs : int
         Entries of the value.
-    quantity : {"phase_deg", "magnitude", "db", "real"}
-        What to send of each entry; "db" is 20 log10 of the magnitude.
+    quantity : {"phase_deg", "magnitude", "db", "real", "degrees"}
+        What to send of each entry; "phase_deg" is the angle of a complex one, "degrees" a real one in radians turned
+        into degrees, "db" 20 log10 of the magnitude.
     history : int
         Items per product.
     """

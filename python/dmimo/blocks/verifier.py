@@ -29,6 +29,11 @@ class verifier(collector):
         """Gains in dB, None before the downlink has ended."""
         return self._verifier.report
 
+    @property
+    def history(self) -> list[dict[str, object]]:
+        """Gains of every measurement so far, and the absolute sample at which it began."""
+        return self._verifier.history
+
     def finish(self, product) -> None:
         """Write the gains."""
         if self._filename and product.phase == DOWNLINK:
