@@ -69,8 +69,9 @@ def register(
 
 
 def names() -> list[str]:
-    """Names of all registered figures, sorted."""
-    return sorted(_FIGURES)
+    """Names of all registered figures, sorted, numbers by their value."""
+    return sorted(_FIGURES, key=lambda name: [(not part.isdigit(), int(part) if part.isdigit() else part)
+                                              for part in name.split("-")])
 
 
 def figure(name: str) -> Figure:
