@@ -22,9 +22,10 @@ results  run, epoch, node, phase, values                     from a node to the 
 ======== =================================================== ==========================================================
 
 A burst is a PDU ``(dict . c32vector)``. A burst to send is port-major and has the keys `tx_time`, `beam`, `slot` and,
-where the node shifts its clock, `shift`, which become tags. It is one slot, or several equal ones in a row: `beam` and `slot` are then s32vectors, an entry for
-each, otherwise integers. A received one has `grants`, `status`, `node` and `num_ports`; the slots of its grants follow
-one another, each port-major, and are those that were complete together. Its status holds for all of them.
+where the node shifts its clock, `shift`, which become tags. It is one slot, or several equal ones in a row: `beam` and
+`slot` are then s32vectors, an entry for each, otherwise integers. A received one has `grants`, `status`, `node` and
+`num_ports`; the slots of its grants follow one another, each port-major, and are those that were complete together.
+Its status holds for all of them.
 """
 
 import math
