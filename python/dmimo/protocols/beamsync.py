@@ -227,11 +227,18 @@ class FollowerRole(_SyncRole):
                                         joint=plan.joint, returned=returned)
         # Phase noise between the two transmissions: they see the oscillators at two times, the middle is in between.
         walked = float(self.tracker.model.phase_rate) * (start - sent) / plan.samp_rate / 4
-        estimate = estimate._replace(phase_std_rad=np.sqrt(estimate.phase_std_rad**2 + walked))
+        estimate = estimate._replace(phase_std_rad=np.sqrt(estimate.phase_std_rad**2 + walked + self._clock_var(start)))
         within = plan.burst.useful_start + sync.centroid(self._x) * self._band.decimation
         self._measured.append((round((sent + start) / 2 + within), estimate))
         if plan.rounds > 1 and np.any(received):
             self._direction_now = sync.next_direction(received, self._x)
+
+    def _clock_var(self, sample: int) -> float:
+        """What the sample clock adds to a phase measured away from band centre, where it turns c by 4 pi nu offset."""
+        clock = self.correction.clock
+        if clock is None:
+            return 0.0
+        return float((4 * np.pi * self._band.centre / self._band.num_samples * clock.predicted_std(sample)) ** 2)
 
     def results(self, grants: Sequence[Grant]) -> dict[str, object] | None:
         """What a phase has measured; `update` applies it.
