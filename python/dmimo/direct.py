@@ -6,6 +6,7 @@ hours of network time in seconds.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -107,7 +108,13 @@ class DirectRun:
     def _conclude(self, phase: str, grants: Sequence[Grant]) -> list:
         """Have the phase's collector make its product; returns what the scheduler does next."""
         purpose = self._schedule.slots[grants[0].slot].purpose
-        results = {name: roles[purpose].results(grants) for name, roles in self._acting.items()}
+        results = {name: _laid_out(roles[purpose].results(grants)) for name, roles in self._acting.items()}
         collector = next(member for member in self._collectors if phase in member.phases)
         product = collector.produce(phase, grants, {name: values for name, values in results.items() if values})
-        return self._scheduler.produced(product)
+        return self._scheduler.produced(replace(product, values=_laid_out(product.values)))
+
+
+def _laid_out(values: Mapping[str, object] | None) -> dict[str, object]:
+    """Values with arrays in the order in which messages carry them: sums over other orders differ in their last bits."""
+    return {key: np.array(value, order="C") if isinstance(value, np.ndarray) else value
+            for key, value in (values or {}).items()}
