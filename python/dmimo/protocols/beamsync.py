@@ -190,8 +190,9 @@ class FollowerRole(_SyncRole):
         self._direction_now: np.ndarray | None = None
         self._stage = ""
         self._sent: tuple[int, np.ndarray] | None = None
-        self._heard: list[tuple[int, np.ndarray, float]] = []
-        self._measured: list[tuple[int, sync.CarrierEstimate]] = []
+        # By slot: what an attempt has brought that is repeated for another node's sake does not count twice.
+        self._heard: dict[int, tuple[int, np.ndarray, float]] = {}
+        self._measured: dict[int, tuple[int, sync.CarrierEstimate]] = {}
         self._pending: tuple[int, float, float] | None = None
 
     def transmit(self, slot: Slot, start: int) -> np.ndarray | None:
@@ -214,13 +215,13 @@ class FollowerRole(_SyncRole):
         elif slot.purpose == FREQUENCY_SIGNAL and self._node in self._plan.group(slot):
             quiet = samples[..., self._plan.burst.silence]
             noise_var = float(np.mean(np.abs(quiet) ** 2)) if quiet.size else np.nan
-            self._heard.append((grant.start, self._received(samples, self._plan.whole), noise_var))
+            self._heard[grant.slot] = grant.start, self._received(samples, self._plan.whole), noise_var
         elif slot.purpose == PHASE_RETURN and self._node in self._plan.group(slot) and self._sent is not None:
-            self._measure(grant.start, self._received(samples, self._band))
+            self._measure(grant, self._received(samples, self._band))
 
-    def _measure(self, start: int, received: np.ndarray) -> None:
+    def _measure(self, grant: Grant, received: np.ndarray) -> None:
         """Estimate phase and residual offset at the middle between what was sent and what came back."""
-        sent, direction = self._sent
+        (sent, direction), start = self._sent, grant.start
         plan = self._plan
         returned = "matched" if plan.returns == "matched" else "conjugate"
         estimate = sync.return_estimate(received, direction, self._x, self._band.decimation / plan.samp_rate,
@@ -229,7 +230,7 @@ class FollowerRole(_SyncRole):
         walked = float(self.tracker.model.phase_rate) * (start - sent) / plan.samp_rate / 4
         estimate = estimate._replace(phase_std_rad=np.sqrt(estimate.phase_std_rad**2 + walked + self._clock_var(start)))
         within = plan.burst.useful_start + sync.centroid(self._x) * self._band.decimation
-        self._measured.append((round((sent + start) / 2 + within), estimate))
+        self._measured[grant.slot] = round((sent + start) / 2 + within), estimate
         if plan.rounds > 1 and np.any(received):
             self._direction_now = sync.next_direction(received, self._x)
 
@@ -257,8 +258,8 @@ class FollowerRole(_SyncRole):
         return self._frequency_results(sample) if self._stage == FREQUENCY_SIGNAL else self._phase_results(sample)
 
     def _frequency_results(self, sample: int) -> dict[str, object]:
-        starts, received, noise_vars = (np.array(part) for part in zip(*self._heard, strict=True))
-        self._heard = []
+        starts, received, noise_vars = (np.array(part) for part in zip(*self._heard.values(), strict=True))
+        self._heard = {}
         estimate = sync.frequency_estimate(received, self._plan.whole_signal, starts, 1 / self._plan.samp_rate,
                                            max_offset=self._plan.max_offset_hz,
                                            linewidth_hz=float(self.tracker.model.linewidth_hz))
@@ -284,7 +285,7 @@ class FollowerRole(_SyncRole):
         return float((np.sum(np.abs(received) ** 2) - explained - noise) / explained)
 
     def _phase_results(self, sample: int) -> dict[str, object]:
-        measured, self._measured = self._measured, []
+        measured, self._measured = list(self._measured.values()), {}
         applied, duration = False, self._plan.burst.num_samples / self._plan.samp_rate
         at, measured_phase, measured_std = sample, np.nan, np.inf
         for at, estimate in measured:
