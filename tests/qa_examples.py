@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -54,6 +55,46 @@ def test_installed_headless_example_calibrates_from_another_directory(programs, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["calibration.h5", "gains.json"]
 
 
+def test_installed_headless_synchronisation_keeps_the_gain_and_ends_by_itself(programs, tmp_path):
+    output, environment = programs
+    result = run([PYTHON, "-s", output / "simulated_beamsync.py"], tmp_path, **environment)
+    assert result.returncode == 0, result.stderr
+    phases = np.fromfile(tmp_path / "phase_error.f32", np.float32)
+    assert str(len(phases)) == result.stdout.split()[0]
+    # The budget is a standard deviation of 5 degrees; the first phase is what the oscillators happened to have.
+    assert len(phases) > 20
+    assert np.sqrt(np.mean(phases[1:] ** 2)) < 6
+    coherent, ideal, _, best = np.fromfile(tmp_path / "gains.f32", np.float32).reshape(-1, 4).T
+    assert np.mean(ideal - coherent) < 0.05
+    assert np.mean(coherent) > np.mean(best) + 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gains.f32", "phase_error.f32"]
+
+
+def test_synchronising_only_once_loses_the_gain(programs, tmp_path):
+    output, environment = programs
+    text = (EXAMPLES / "two_aps_drift.yml").read_text()
+    (tmp_path / "once.yml").write_text(text + "  resynchronise: false\n")
+    command = [PYTHON, "-s", output / "simulated_beamsync.py", "--testbed-file", "once.yml"]
+    result = run(command, tmp_path, **environment)
+    assert result.returncode == 0, result.stderr
+    coherent, ideal, *_ = np.fromfile(tmp_path / "gains.f32", np.float32).reshape(-1, 4).T
+    assert np.mean(ideal - coherent) > 1
+    assert np.max(np.abs(np.fromfile(tmp_path / "phase_error.f32", np.float32)[1:])) > 150
+
+
+def test_block_by_block_synchronisation_tells_its_corrections(programs, tmp_path):
+    output, environment = programs
+    result = run([PYTHON, "-s", output / "simulated_beamsync_blocks.py"], tmp_path, **environment)
+    assert result.returncode == 0, result.stderr
+    told = [float(value) for value in re.findall(r"frequency_hz \. ([\d.]+)", result.stdout)]
+    assert len(told) > 20
+    assert told == pytest.approx([200.0] * len(told), abs=0.5)
+    words = result.stdout.splitlines()[-1].split()
+    assert " ".join(words[:6]) == "ap2 turns what it sends by"
+    assert float(words[6]) == pytest.approx(told[-1], abs=0.001)  # printed with six digits
+    assert np.fromfile(tmp_path / "corrected.c64", np.complex64).size > 1000
+
+
 def test_failed_run_of_the_headless_example_ends_with_an_error_and_no_gains(programs, tmp_path):
     output, environment = programs
     text = (EXAMPLES / "three_panels.yml").read_text()
@@ -77,6 +118,8 @@ deadline = time.monotonic() + 30
 def progress():
     if name == "simulated_sounding":
         return window.estimator.nitems_written(0) // 500
+    if name == "simulated_beamsync_qt":
+        return window.phase_plot.nitems_read(0) // window.history
     return window.gain_plot.nitems_read(0) // window.history
 
 def look():
@@ -87,6 +130,8 @@ def look():
 
 if name == "simulated_sounding":
     window.set_phase_2(90.0)
+elif name == "simulated_beamsync_qt":
+    window.set_speed(20)
 else:
     window.set_slots_per_second(2000)
 window.start()
@@ -99,7 +144,7 @@ assert progress() >= minimum, progress()
 """
 
 
-@pytest.mark.parametrize("name", ["simulated_beam_sweep_qt", "simulated_sounding"])
+@pytest.mark.parametrize("name", ["simulated_beam_sweep_qt", "simulated_beamsync_qt", "simulated_sounding"])
 def test_example_with_plots_shows_data_and_closes(name, programs, tmp_path):
     output, environment = programs
     environment = environment | {

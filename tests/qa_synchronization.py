@@ -20,7 +20,8 @@ noise: {{snr_db: {snr}}}
 slots: {{slot_samples: 256, lead_samples: 8, prefix_samples: 8, pilot_samples: 32, num_subcarriers: 24,
          num_subbands: 1, watchdog_s: {watchdog}, window: {window}}}
 verification: {{uplink_repeats: 2, repeats: 2, random_starts: 2}}
-beamsync: {{sync_samples: 96, budget_deg: 5, linewidth_hz: 1.0e-5, drift_hz: 0.02, drift_period_s: 100, watches: 2{more}}}
+beamsync: {{sync_samples: 96, budget_deg: 5, linewidth_hz: 1.0e-5, drift_hz: 0.02, drift_period_s: 100,
+            watches: 2{more}}}
 faults: {faults}
 """
 TIMING = """
