@@ -72,3 +72,8 @@ def test_end_finishes_the_streams():
 def test_arguments_are_checked():
     with pytest.raises(ValueError, match="num_ports = 0"):
         dmimo.burst_transmitter(0)
+
+
+def test_long_bursts_say_nothing_on_the_console(capfd):
+    dmimo.burst_transmitter(2, 4096)
+    assert capfd.readouterr() == ("", "")

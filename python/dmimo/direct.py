@@ -115,6 +115,6 @@ class DirectRun:
 
 
 def _laid_out(values: Mapping[str, object] | None) -> dict[str, object]:
-    """Values with arrays in the order in which messages carry them: sums over other orders differ in their last bits."""
+    """Values, arrays laid out as messages carry them: sums over other layouts differ in their last bits."""
     return {key: np.array(value, order="C") if isinstance(value, np.ndarray) else value
             for key, value in (values or {}).items()}

@@ -58,6 +58,7 @@ class burst_transmitter(gr.hier_block2):
         self.splitter = port_splitter(num_ports) if num_ports > 1 else None
         for port, stream in enumerate(self.streams):
             if 2 * max_samples > DEFAULT_BUFFER_SAMPLES:
+                stream.set_log_level("warn")  # it says the size of its buffer on the console
                 stream.set_min_output_buffer(2 * max_samples)
             self.connect(stream, (self, port))
             self.msg_connect(self, "end", stream, "system")
