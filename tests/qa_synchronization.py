@@ -140,7 +140,7 @@ def test_slot_repeated_for_somebody_else_does_not_count_twice(stage, clean):
 @pytest.mark.parametrize("stage", ["frequency_signal", "phase_signal", "phase_return"])
 def test_leader_that_disappears_between_stages_ends_the_run_with_node_and_slot(stage):
     slot = slot_of(stage)
-    outcome = play(bed(watchdog=0.2, faults=f"[{{kind: silent, node: ap1, slot: {slot}}}]"))
+    outcome = play(bed(watchdog=0.5, faults=f"[{{kind: silent, node: ap1, slot: {slot}}}]"))
     assert outcome.error == f"node ap1 stopped answering: slot {slot} ({stage}), attempt 0, not acknowledged"
     assert not [entry for entry in outcome.report["history"] if entry["phase"] == "phase"]
 
