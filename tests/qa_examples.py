@@ -118,6 +118,8 @@ deadline = time.monotonic() + 30
 def progress():
     if name == "simulated_sounding":
         return window.estimator.nitems_written(0) // 500
+    if name == "simulated_frequency_correction":
+        return min(window.power_plot.nitems_read(0) // 400, 2 * (window.corrector.frequency_hz == 200))
     if name == "simulated_beamsync_qt":
         return window.phase_plot.nitems_read(0) // window.history
     return window.gain_plot.nitems_read(0) // window.history
@@ -132,6 +134,8 @@ if name == "simulated_sounding":
     window.set_phase_2(90.0)
 elif name == "simulated_beamsync_qt":
     window.set_speed(20)
+elif name == "simulated_frequency_correction":
+    window.set_frequency_hz(200.0)  # the corrector must hear of it by message
 else:
     window.set_slots_per_second(2000)
 window.start()
@@ -144,7 +148,8 @@ assert progress() >= minimum, progress()
 """
 
 
-@pytest.mark.parametrize("name", ["simulated_beam_sweep_qt", "simulated_beamsync_qt", "simulated_sounding"])
+@pytest.mark.parametrize("name", ["simulated_beam_sweep_qt", "simulated_beamsync_qt",
+                                  "simulated_frequency_correction", "simulated_sounding"])
 def test_example_with_plots_shows_data_and_closes(name, programs, tmp_path):
     output, environment = programs
     environment = environment | {
