@@ -114,6 +114,20 @@ def test_lost_acknowledgement_is_retried_then_ends_the_run():
     assert "node b: no acknowledgement" in error
 
 
+def test_what_comes_of_an_attempt_that_was_given_up_changes_nothing():
+    schedule, machine = make(windows=(4,))
+    first = begin(schedule, machine)[0].grants
+    machine.acknowledge("a", first)
+    machine.acknowledge("b", first[:1], "lost")  # slot 0: over, to be repeated
+    second = machine.timed_out()[0].grants
+    assert [(grant.slot, grant.attempt) for grant in second] == [(grant.slot, 1) for grant in first]
+    assert machine.acknowledge("b", first) == []
+    assert machine.completed == 0
+    machine.acknowledge("a", second)
+    (done,) = machine.acknowledge("b", second)
+    assert done.grants == second  # no failure of the first attempts is left
+
+
 def test_node_that_does_not_answer_is_named_with_the_slot():
     schedule, machine = make(windows=(4,))
     begin(schedule, machine)

@@ -11,28 +11,12 @@ they take this bridge instead.
 import ctypes
 import threading
 
-import numpy as np
 from gnuradio import gr
+
+from .memory import array_at
 
 _ensure, _release = ctypes.pythonapi.PyGILState_Ensure, ctypes.pythonapi.PyGILState_Release
 _release.argtypes, _release.restype = [ctypes.c_int], None
-_pointer = ctypes.PyDLL(None).PyCapsule_GetPointer
-_pointer.restype = ctypes.c_void_p
-_pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
-_COMPLEX64 = np.dtype(np.complex64).str
-
-
-class _Buffer:
-    """Memory of a stream, for NumPy's array interface."""
-
-    __slots__ = ("__array_interface__",)
-
-
-def _array(capsule, num_items: int) -> np.ndarray:
-    buffer = _Buffer()
-    buffer.__array_interface__ = {
-        "data": (_pointer(capsule, None), False), "typestr": _COMPLEX64, "shape": (num_items,), "version": 3}
-    return np.asarray(buffer)
 
 
 class _Lean:
@@ -78,8 +62,8 @@ class lean_sync_block(_Lean, gr.sync_block):
 
     def handle_general_work(self, noutput_items, ninput_items, input_items, output_items):
         """Call `work` with the streams as arrays."""
-        produced = self.work([_array(capsule, noutput_items) for capsule in input_items],
-                             [_array(capsule, noutput_items) for capsule in output_items])
+        produced = self.work([array_at(capsule, noutput_items) for capsule in input_items],
+                             [array_at(capsule, noutput_items) for capsule in output_items])
         if produced > 0:
             self.consume_each(produced)
         return produced
@@ -98,5 +82,5 @@ class lean_rate_one_block(_Lean, gr.sync_block):
 
     def handle_general_work(self, noutput_items, ninput_items, input_items, output_items):
         """Call `general_work` with the streams as arrays."""
-        arrays = [_array(capsule, num_items) for capsule, num_items in zip(input_items, ninput_items, strict=True)]
-        return self.general_work(arrays, [_array(capsule, noutput_items) for capsule in output_items])
+        arrays = [array_at(capsule, num_items) for capsule, num_items in zip(input_items, ninput_items, strict=True)]
+        return self.general_work(arrays, [array_at(capsule, noutput_items) for capsule in output_items])

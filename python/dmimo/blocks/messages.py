@@ -29,15 +29,16 @@ Its status holds for all of them.
 """
 
 import math
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 
 import numpy as np
 import pmt
 
 from ..protocols.slots import Grant, Product
+from .memory import array_at
 
 TYPE = pmt.intern("type")
 TX_TIME = pmt.intern("tx_time")
@@ -55,32 +56,34 @@ DONE = pmt.cons(pmt.intern("done"), pmt.from_long(1))  # to a block's own system
 OK = pmt.intern("ok")
 EMPTY_BURST = pmt.init_c32vector(0, [])
 
-# Serialised uniform vectors: tag, element type, count, padding length, one padding byte, big-endian data. This way
-# NumPy converts in one go; pmt's own accessors go through Python lists.
-_HEADER = struct.Struct(">BBIBB")
-_UNIFORM = 10
-_KINDS = {"c8": (10, ">f4"), "c16": (11, ">f8"), "f4": (8, ">f4"), "f8": (9, ">f8"), "i8": (7, ">i8")}
-_DTYPES = {code: (np.dtype(kind), big) for kind, (code, big) in _KINDS.items()}
+# By the type of the elements: how to make a vector of n equal ones, how to tell one. `pmt.blob_data` gives the memory
+# of any uniform vector; pmt's other accessors go through Python lists.
+_UNIFORM = {
+    np.dtype(np.complex64): (pmt.make_c32vector, pmt.is_c32vector),
+    np.dtype(np.complex128): (pmt.make_c64vector, pmt.is_c64vector),
+    np.dtype(np.float32): (pmt.make_f32vector, pmt.is_f32vector),
+    np.dtype(np.float64): (pmt.make_f64vector, pmt.is_f64vector),
+    np.dtype(np.int64): (pmt.make_s64vector, pmt.is_s64vector),
+}
 
 
 def vector_to_pmt(array: np.ndarray):
     """Uniform vector of a flattened complex64/128, float32/64 or int64 array; exact to the bit."""
-    kind = array.dtype.kind + str(array.dtype.itemsize)
-    if kind not in _KINDS:
-        raise ValueError(f"dtype = {array.dtype}: must be one of {sorted(_KINDS)}")
-    code, big = _KINDS[kind]
-    plain = np.ascontiguousarray(array).reshape(-1).view(big[1:])
-    return pmt.deserialize_str(_HEADER.pack(_UNIFORM, code, array.size, 1, 0) + plain.astype(big).tobytes())
+    if array.dtype not in _UNIFORM:
+        raise ValueError(f"dtype = {array.dtype}: must be one of {', '.join(map(str, _UNIFORM))}")
+    vector = _UNIFORM[array.dtype][0](array.size, 0)
+    if array.size:
+        array_at(pmt.blob_data(vector), array.size, array.dtype).reshape(array.shape)[...] = array
+    return vector
 
 
 def vector_from_pmt(vector) -> np.ndarray:
-    """Flat array of a uniform vector made by `vector_to_pmt`."""
-    data = pmt.serialize_str(vector)
-    _, code, _, _, _ = _HEADER.unpack_from(data)
-    if data[0] != _UNIFORM or code not in _DTYPES:
-        raise ValueError("message holds no uniform vector of a known type")
-    dtype, big = _DTYPES[code]
-    return np.frombuffer(data, big, offset=_HEADER.size).astype(big[1:]).view(dtype)
+    """Flat array of a uniform vector made by `vector_to_pmt`: a copy."""
+    for dtype, (_, is_one) in _UNIFORM.items():
+        if is_one(vector):
+            num = pmt.length(vector)
+            return array_at(pmt.blob_data(vector), num, dtype).copy() if num else np.empty(0, dtype)
+    raise ValueError("message holds no uniform vector of a known type")
 
 
 def _value_to_pmt(value):
@@ -154,14 +157,24 @@ def _items(message):
 
 def grants_to_pmt(grants: Sequence[Grant]):
     """s64vector of (slot, attempt, start) ..."""
-    flat = list(chain.from_iterable(grants))
-    return pmt.init_s64vector(len(flat), flat)
+    return _attempts_to_pmt(tuple(grants))
 
 
 def grants(message) -> list[Grant]:
     """Attempts in a `grant`, `phase` or `ack` message, or in the dictionary of a received burst."""
-    flat = pmt.s64vector_elements(pmt.dict_ref(message, GRANTS, pmt.PMT_NIL))
-    return list(map(Grant, flat[::3], flat[1::3], flat[2::3]))
+    return list(_attempts(tuple(pmt.s64vector_elements(pmt.dict_ref(message, GRANTS, pmt.PMT_NIL)))))
+
+
+# What is released together goes through all blocks of all nodes together, and is converted once.
+@lru_cache(maxsize=64)
+def _attempts_to_pmt(grants: tuple[Grant, ...]):
+    flat = list(chain.from_iterable(grants))
+    return pmt.init_s64vector(len(flat), flat)
+
+
+@lru_cache(maxsize=64)
+def _attempts(flat: tuple[int, ...]) -> tuple[Grant, ...]:
+    return tuple(map(Grant, flat[::3], flat[1::3], flat[2::3]))
 
 
 def ack_to_pmt(header, grants: Sequence[Grant], status: str):

@@ -127,33 +127,35 @@ class role(lean_message_block):
 
     def _runs(self, grants: list[Grant]) -> list[list[Grant]]:
         """Grants whose slots go out as one burst."""
-        runs: list[list[Grant]] = []
+        runs, run, expected = [], [], None
         for grant in grants:
-            run = runs[-1] if runs else []
-            follows = 0 < len(run) < self._most_slots and grant.start == run[-1].start + self._schedule.slot_samples
-            if follows and self._shift(grant) == self._shift(run[0]):
+            this = grant.start, self._shift(grant)
+            if this == expected and len(run) < self._most_slots:
                 run.append(grant)
             else:
-                runs.append([grant])
+                run = [grant]
+                runs.append(run)
+            expected = grant.start + self._schedule.slot_samples, this[1]
         return runs
 
     def _shift(self, grant: Grant) -> int:
         return 0 if self.correction is None else self.correction.shift(grant.start)
 
     def _send(self, run: list[Grant]) -> None:
+        slots, by_purpose, correction = self._schedule.slots, self._by_purpose, self.correction
         bursts, beams = [], []
-        for grant in run:
-            slot = self._schedule.slots[grant.slot]
-            role = self._by_purpose[slot.purpose]
-            burst = role.transmit(slot, grant.start)
-            if burst is not None and self.correction is not None:
-                burst = self.correction.transmit(burst, grant.start)
+        for index, _, start in run:
+            slot = slots[index]
+            role = by_purpose[slot.purpose]
+            burst = role.transmit(slot, start)
+            if burst is not None and correction is not None:
+                burst = correction.transmit(burst, start)
             bursts.append(burst)
             beams.append(role.beam(slot))
         vector = self._encode(run, bursts)
         if vector is not None:
-            time, slots = time_to_pmt(run[0].start, self._rate), [grant.slot for grant in run]
-            self.message_port_pub(TX, messages.transmit_burst(time, beams, slots, vector, self._shift(run[0])))
+            time, indices = time_to_pmt(run[0].start, self._rate), [grant.slot for grant in run]
+            self.message_port_pub(TX, messages.transmit_burst(time, beams, indices, vector, self._shift(run[0])))
 
     def _encode(self, run: list[Grant], bursts: list[np.ndarray | None]):
         """Encoded samples; bursts that are sent again and again are encoded once. None: nothing to send."""
@@ -190,7 +192,9 @@ class role(lean_message_block):
                 self._receive(message, taken)
             else:
                 self._kept.append((message, taken))
-        acknowledged = [grant for grant in taken if not self._loses_acknowledgement(grant.slot)]
+        acknowledged = taken
+        if self._unacknowledged:
+            acknowledged = [grant for grant in taken if not self._loses_acknowledgement(grant.slot)]
         if acknowledged:
             self.message_port_pub(STATUS, messages.ack_to_pmt(self._ack, acknowledged, status))
 

@@ -17,19 +17,23 @@ _WORK_CALLED_PRODUCE = -2
 
 
 class _Packet(NamedTuple):
-    """Slots that a node has announced: absolute first sample, length of each, for each the beams of the ports, and by
+    """Slots that a node has announced: absolute first sample, length of each, for each port the beams in them, and by
     how many samples the node shifts its clock."""
 
     start: int
     num: int
-    beams: list[tuple[int, ...]]
+    beams: list[list[int]]
     shift: int
+
+    @property
+    def num_slots(self) -> int:
+        return len(self.beams[0])
 
     def after(self, count: int) -> "_Packet | None":
         """What is left of it after so many slots."""
-        if len(self.beams) == count:
+        if self.num_slots == count:
             return None
-        return self._replace(start=self.start + count * self.num, beams=self.beams[count:])
+        return self._replace(start=self.start + count * self.num, beams=[beams[count:] for beams in self.beams])
 
 
 class _Slot(NamedTuple):
@@ -233,16 +237,15 @@ class simulated_network(lean_rate_one_block):
         if start != self._next:
             self._timeless = set(range(len(self._ports)))
         self._next = self._ready_from = start
-        count = 1
+        count, lost = 1, ()
         if self._network.takes_runs:
-            count = max(1, min(whole // num, *(len(packet.beams) for packet in packets)))
-        beams = [[beam for packet in packets for beam in packet.beams[k]] for k in range(count)]
+            count = max(1, min(whole // num, *(packet.num_slots for packet in packets)))
+        else:
+            lost = self._network.begin_slot(start, num)
+        beams = np.array(list(zip(*(beams[:count] for packet in packets for beams in packet.beams), strict=True)))
         self._packets = [packet.after(count) for packet in packets]
-        for k in range(count):
-            lost = self._network.begin_slot(start + k * num, num)
         shifts = [packet.shift for packet in packets]
-        return _Slot(start, count * num, np.array(beams if count > 1 else beams[0]), lost,
-                     shifts if any(shifts) else None)
+        return _Slot(start, count * num, beams if count > 1 else beams[0], lost, shifts if any(shifts) else None)
 
     def _read_packet(self, node: int, at: int, tags: dict[str, object]) -> _Packet:
         """Packet that begins at relative item `at`, with these tags on port 0."""
@@ -259,7 +262,7 @@ class simulated_network(lean_rate_one_block):
         if length % counts[0] or counts.count(counts[0]) < len(counts):
             raise ValueError(f"node {name}: packet of {length} samples with beams of {counts} slots at its ports")
         shift = pmt.to_long(tags["shift"]) if "shift" in tags else 0
-        return _Packet(self._time[1], length // counts[0], list(zip(*beams, strict=True)), shift)
+        return _Packet(self._time[1], length // counts[0], beams, shift)
 
     def _check_inside(self, end: int, headers) -> None:
         """Raise if a node begins another packet before relative item `end`, within the current slot."""

@@ -6,7 +6,7 @@ phase's end, so that the run on the air is the same whatever the order in which 
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from .slots import Grant, Phase, Product, Schedule
 
@@ -45,15 +45,6 @@ class Finished:
 Action = Release | PhaseDone | Publish | Finished
 
 
-@dataclass
-class _Pending:
-    """An attempt in flight: who has not acknowledged it, and what went wrong so far."""
-
-    grant: Grant
-    waiting: set[str]
-    failures: dict[str, str] = field(default_factory=dict)
-
-
 class SlotScheduler:
     """Releases the slots of a schedule phase by phase, repeats failed ones and waits at the barriers.
 
@@ -85,7 +76,9 @@ class SlotScheduler:
         self._phase_index = -1
         self._queue: list[int] = []
         self._retries: list[int] = []
-        self._pending: dict[int, _Pending] = {}
+        self._pending: dict[int, Grant] = {}  # attempts in flight, by slot
+        self._awaited: dict[str, set[Grant]] = {node: set() for node in schedule.nodes}  # which of them, by node
+        self._failures: dict[int, dict[str, str]] = {}  # what went wrong in them, by slot and node
         self._attempts: dict[int, int] = {}
         self._tries: dict[int, int] = {}
         self._done: dict[int, Grant] = {}
@@ -120,26 +113,24 @@ class SlotScheduler:
         """A node has finished these attempts; `status` is "ok" or says what went wrong in all of them."""
         if self.finished:
             return []
-        complete = []
-        for grant in grants:
-            pending = self._pending.get(grant.slot)
-            if pending is None or pending.grant.attempt != grant.attempt or node not in pending.waiting:
-                continue
-            pending.waiting.discard(node)
-            if status != OK:
-                pending.failures[node] = status
-            if not pending.waiting:
-                complete.append(pending)
+        awaited = self._awaited.get(node, set())
+        over = awaited.intersection(grants)
+        awaited -= over
+        if status != OK:
+            for grant in over:
+                self._failures.setdefault(grant.slot, {})[node] = status
+        complete = over.difference(*self._awaited.values())
         return self._complete(complete) if complete else []
 
-    def _complete(self, complete: list[_Pending]) -> list[Action]:
+    def _complete(self, complete: Iterable[Grant]) -> list[Action]:
         """All nodes have finished these attempts."""
-        for pending in complete:
-            slot = pending.grant.slot
+        for grant in sorted(complete):
+            slot = grant.slot
             del self._pending[slot]
-            if not pending.failures:
-                self._done[slot] = pending.grant
-            elif actions := self._retry(slot, pending.failures):
+            failures = self._failures.pop(slot, None)
+            if failures is None:
+                self._done[slot] = grant
+            elif actions := self._retry(slot, failures):
                 return actions
         return self._advance()
 
@@ -181,14 +172,16 @@ class SlotScheduler:
         return [] if self.finished else self._finish(error)
 
     def _give_up_on_pending(self, silent: list[str]) -> list[Action]:
-        lost = [self._pending.pop(slot) for slot in sorted(self._pending)]
+        lost = {grant: [node for node, awaited in self._awaited.items() if grant in awaited]
+                for grant in sorted(self._pending.values())}
+        for attempts in (self._pending, self._failures, *self._awaited.values()):
+            attempts.clear()
         if silent:
-            first = lost[0].grant
+            first = next(iter(lost))
             return self._finish(f"{_names(silent)} stopped answering: slot {first.slot} "
                                 f"({self._purpose(first.slot)}), attempt {first.attempt}, not acknowledged")
-        for pending in lost:
-            actions = self._retry(pending.grant.slot, dict.fromkeys(pending.waiting, "no acknowledgement"))
-            if actions:
+        for grant, nodes in lost.items():
+            if actions := self._retry(grant.slot, dict.fromkeys(nodes, "no acknowledgement")):
                 return actions
         return self._advance()
 
@@ -219,7 +212,11 @@ class SlotScheduler:
         # Refill by half windows: one message then carries many slots.
         if not self._queue or room < max(1, min(len(self._queue), self.phase.window // 2)):
             return []
-        return [Release(tuple(self._grant(self._queue.pop(0)) for _ in range(min(room, len(self._queue)))))]
+        grants = tuple(map(self._grant, self._queue[:room]))
+        del self._queue[:room]
+        for awaited in self._awaited.values():
+            awaited.update(grants)
+        return [Release(grants)]
 
     def _grant(self, slot: int) -> Grant:
         # Attempts are counted through all cycles, so that each has its own name; tries begin anew with the phase.
@@ -229,7 +226,7 @@ class SlotScheduler:
         self._next_start += self._schedule.slot_samples
         self.end_sample = self._next_start
         self.releases += 1
-        self._pending[slot] = _Pending(grant, set(self._schedule.nodes))
+        self._pending[slot] = grant
         return grant
 
     def _next_phase(self) -> list[Action]:
