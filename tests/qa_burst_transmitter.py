@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+import time
+
 import numpy as np
 import pmt
 import pytest
@@ -77,3 +79,14 @@ def test_arguments_are_checked():
 def test_long_bursts_say_nothing_on_the_console(capfd):
     dmimo.burst_transmitter(2, 4096)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("length", [300, 2048, 5000])
+def test_bursts_that_do_not_fit_the_buffer_together_wait_for_room_no_longer_than_needed(length):
+    bursts = [(k * length, 0, k, burst(length, k, 1)) for k in range(40)]
+    began = time.monotonic()
+    data, tags, _ = transmit(bursts, 40 * length, num_ports=1, max_samples=length)
+    # GNU Radio's wait of a source for messages is 250 ms; that for room ends when there is some.
+    assert time.monotonic() - began < 1.0
+    np.testing.assert_array_equal(data, np.concatenate([samples for *_, samples in bursts], axis=1))
+    assert [tag[3] for tag in tags if tag[2] == "packet_len"] == [length] * 40

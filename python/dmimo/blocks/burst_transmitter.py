@@ -7,8 +7,7 @@ from gnuradio import gr, pdu
 from . import messages
 from .guard import guarded
 
-DEFAULT_BUFFER_SAMPLES = 4096  # GNU Radio's, of complex samples; a burst must fit twice, to leave in one piece
-MAX_SAMPLES = DEFAULT_BUFFER_SAMPLES // 2
+MAX_SAMPLES = 2048  # of a burst that fits twice into GNU Radio's default buffer, of 4096 complex samples
 
 
 class port_splitter(gr.basic_block):
@@ -57,9 +56,9 @@ class burst_transmitter(gr.hier_block2):
         self.streams = [pdu.pdu_to_tagged_stream(gr.types.complex_t, "packet_len") for _ in range(num_ports)]
         self.splitter = port_splitter(num_ports) if num_ports > 1 else None
         for port, stream in enumerate(self.streams):
-            if 2 * max_samples > DEFAULT_BUFFER_SAMPLES:
-                stream.set_log_level("warn")  # it says the size of its buffer on the console
-                stream.set_min_output_buffer(2 * max_samples)
+            # Called only where the longest burst fits, in a buffer of twice its length: a call for which there is too
+            # little room makes GNU Radio wait a quarter of a second, since a source without output waits for messages.
+            stream.set_output_multiple(max(max_samples, MAX_SAMPLES))
             self.connect(stream, (self, port))
             self.msg_connect(self, "end", stream, "system")
             if self.splitter is not None:
