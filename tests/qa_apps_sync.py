@@ -8,7 +8,7 @@ from gnuradio.dmimo import testbed
 from qa_apps import ROOT, dmimo
 
 DRIFT = ROOT / "examples" / "two_aps_drift.yml"
-SECONDS = 4
+SECONDS = 2
 
 
 @pytest.fixture(scope="module")
