@@ -3,7 +3,16 @@
 
 import numpy as np
 import pytest
-from gnuradio.dmimo.core.timing import ClockCorrection, acquire, delay_crlb, fractional_shift, preamble, track
+from gnuradio.dmimo.core.timing import (
+    ClockCorrection,
+    acquire,
+    delay_crlb,
+    fractional_shift,
+    preamble,
+    relative_delay,
+    response,
+    track,
+)
 from gnuradio.dmimo.core.waveforms import zadoff_chu
 
 SAMP_RATE = 1e6
@@ -162,6 +171,20 @@ def test_missing_samples_cost_what_they_carry():
     found = acquire(y, X, **SEARCH)
     assert found.trusted
     assert abs(found.delay_samples - 300.4) < 0.02
+
+
+@pytest.mark.parametrize("taps", [[1.0], [1.0, -0.2j, 0.4], [0.7, 0.72j], [0.5, 0.3, 0.55j]])
+def test_two_responses_of_one_channel_tell_the_difference_of_their_delays(taps):
+    """Even of taps that are nearly alike, where the greatest maximum of each response may be another."""
+    delays, frequencies = np.array([40.13, 43.9, 39.55]), np.array([7000.0, -7000.0, 0.0])
+    y = sum(tap * tone_sum(delays + k, 640) for k, tap in enumerate(taps))
+    y = y * np.exp(2j * np.pi / SAMP_RATE * frequencies[:, None] * np.arange(640))
+    found = acquire(y[:, None], X, **SEARCH)
+    responses = response(y, X, found.delay_samples, found.frequency_hz, samp_rate=SAMP_RATE, reach=16)
+    whole = np.round(found.delay_samples)
+    for a, b in ((0, 1), (1, 0), (0, 2), (2, 1), (1, 1)):
+        later = whole[b] - whole[a] + relative_delay(responses[a], responses[b])
+        assert later == pytest.approx(delays[b] - delays[a], abs=0.02)
 
 
 def test_tracking_finds_what_acquisition_finds():

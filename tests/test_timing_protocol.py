@@ -9,14 +9,14 @@ from gnuradio.dmimo.protocols.slots import Grant, Product, build_schedule
 from gnuradio.dmimo.protocols.timing import TIMING, TRACKING, TimingCollector, TimingPlan, TimingRole
 from gnuradio.dmimo.simulation.network import Network, SimulatedNode
 from gnuradio.dmimo.simulation.oscillators import Clock, Oscillator
-from gnuradio.dmimo.simulation.propagation import Geometric
+from gnuradio.dmimo.simulation.propagation import Geometric, Rayleigh
 
 SAMP_RATE, CENTER_FREQ, SECOND = 1e6, 3.5e9, 10**6
 PLACES = ((0.0, 0.0, 0.0), (450.0, 0.0, 0.0), (0.0, 240.0, 0.0))
 
 
-def make_network(clocks, *, snr_db=20.0, seed=1, ports=(1, 2, 1), silent=(), **oscillator):
-    """Return a network in line of sight with unit path gain; carriers follow the clocks."""
+def make_network(clocks, *, snr_db=20.0, seed=1, ports=(1, 2, 1), silent=(), propagation=None, **oscillator):
+    """Return a network with unit path gain, in line of sight by default; carriers follow the clocks."""
     nodes = []
     for k, clock in enumerate(clocks):
         cfo_hz = (clock.rate - 1.0) * CENTER_FREQ
@@ -24,7 +24,8 @@ def make_network(clocks, *, snr_db=20.0, seed=1, ports=(1, 2, 1), silent=(), **o
         gains = np.zeros(ports[k]) if k in silent else np.ones(ports[k])
         nodes.append(SimulatedNode(f"ap{k}", ports[k], source, clock=clock, noise_var=10 ** (-snr_db / 10),
                                    tx_gains=gains, position_m=PLACES[k]))
-    return Network(nodes, Geometric(seed=seed, num_paths=0, delays=True), samp_rate=SAMP_RATE, seed=seed)
+    propagation = propagation or Geometric(seed=seed, num_paths=0, delays=True)
+    return Network(nodes, propagation, samp_rate=SAMP_RATE, seed=seed)
 
 
 class Run:
@@ -130,6 +131,19 @@ def test_offset_and_frequency_are_measured_with_the_stated_deviations():
     count = len(normalised)
     assert np.all(np.abs(np.mean(np.square(normalised), axis=0) - 1) < 4 * np.sqrt(2 / count))
     assert np.all(np.abs(np.mean(normalised, axis=0)) < 4 / np.sqrt(count))
+
+
+@pytest.mark.parametrize("ports", [(4, 1, 2), (1, 4, 2)])
+def test_multipath_does_not_move_the_offset_however_many_ports_a_node_has(ports):
+    """Taps 1 us apart: other ports than the sending one, or another maximum each way, would be 0.9 samples off."""
+    for seed in range(10):
+        rayleigh = Rayleigh(seed=seed, num_taps=3, delay_spread_s=1e-6)
+        run = Run(make_network(FAR, snr_db=60.0, seed=seed, ports=ports, propagation=rayleigh))
+        values = run.play(TIMING, 123 * 4096).values
+        assert values["trusted"].all()
+        for k, name in enumerate(run.plan.followers):
+            truth = run.network.true_clock_offset(name, int(values["reference_samples"][k]), 0)
+            assert values["offset_samples"][k] == pytest.approx(truth, abs=0.02)
 
 
 def test_one_direction_takes_the_propagation_for_an_early_clock():

@@ -10,7 +10,9 @@ estimate of (d, f) maximises the non-coherent sum over ports of
 
 .. math:: \Lambda(d, f) = \sum_m \Big| \sum_n y_m(n)\, x^*(n - d)\, e^{-2j \pi f n T} \Big|^2
 
-A channel with several taps moves the estimate to about the middle of its energy; that shift is the same both ways.
+A channel with several taps moves the estimate to about the middle of its energy, summed over the M ports. That shift is
+the same both ways only where the channel is: for one port at each end, which both send and receive. Even there, two
+taps of similar strength make two maxima, and each way may take another: `relative_delay` compares the whole responses.
 """
 
 from typing import NamedTuple
@@ -22,11 +24,13 @@ from scipy.special import betaincinv
 
 from .clock_correction import ClockCorrection
 
-__all__ = ["ClockCorrection", "TimingEstimate", "acquire", "delay_crlb", "fractional_shift", "preamble", "track"]
+__all__ = ["ClockCorrection", "TimingEstimate", "acquire", "delay_crlb", "fractional_shift", "preamble",
+           "relative_delay", "response", "track"]
 
 FALSE_ALARM = 1e-4  # of an acquisition, from noise alone
 _MARGIN = 16  # samples around a preamble into which its fractional delays reach
 _MAX_STEPS = 12
+_FINE = 64  # steps per sample of the grid on which two responses are compared, before the parabola
 
 
 class TimingEstimate(NamedTuple):
@@ -186,6 +190,51 @@ def track(
     return found._replace(
         delay_samples=found.delay_samples + begin, frequency_hz=found.frequency_hz + frequency
     )
+
+
+def response(y, x, delay_samples, frequency_hz, *, samp_rate: float, reach: int) -> np.ndarray:
+    r"""Channel's response to a preamble that was found, whole samples around its delay, complex128 (B, 2 reach + 1).
+
+    .. math:: r(l) = \sum_n y(n)\, x^*(n - [d] - l)\, e^{-2j \pi f n T}, \qquad l = -reach \dots reach
+
+    Parameters
+    ----------
+    y : array_like (B, n)
+        Of one port.
+    x : array_like (N,)
+    delay_samples, frequency_hz : array_like (B,)
+        As `acquire` has found them; [d] is d rounded.
+    """
+    y, x = np.asarray(y), np.asarray(x)
+    whole = np.round(delay_samples).astype(np.int64)
+    part = _cut(y[:, None], whole - reach, x.size + 2 * reach)[:, 0]
+    part = part * np.exp(-2j * np.pi / samp_rate * np.asarray(frequency_hz)[:, None] * np.arange(part.shape[1]))
+    return np.lib.stride_tricks.sliding_window_view(part, x.size, axis=1) @ np.conj(x)
+
+
+def relative_delay(a, b) -> float:
+    r"""By how many samples the response b is later than a, of one channel seen at two delays.
+
+    The maximum over :math:`\delta` of :math:`|\sum_l a^*(l)\, b(l + \delta)|`, band-limited in between: the
+    autocorrelation of the channel, whose one greatest maximum is at the difference of the delays for any taps.
+
+    Parameters
+    ----------
+    a, b : array_like (L,)
+        From `response`.
+    """
+    a, b = np.asarray(a), np.asarray(b)
+    size = scipy.fft.next_fast_len(2 * a.size)
+    cross = np.conj(scipy.fft.fft(a, size)) * scipy.fft.fft(b, size)
+    wide = np.zeros(_FINE * size, np.complex128)
+    bins = np.arange(size) - size // 2
+    wide[bins] = cross[bins]
+    power = np.abs(scipy.fft.ifft(wide)) ** 2
+    k = int(np.argmax(power))
+    before, top, after = power[k - 1], power[k], power[(k + 1) % power.size]
+    bend = before - 2.0 * top + after
+    k = k - power.size if k > power.size // 2 else k
+    return float(k + (0.5 * (before - after) / bend if bend < 0.0 else 0.0)) / _FINE
 
 
 def delay_crlb(x, snr, *, num_ports: int = 1, known_frequency: bool = False) -> np.ndarray:

@@ -11,8 +11,11 @@ leader's preamble early, the leader sees the follower's late:
 .. math:: d_{follower} = -o + \tau, \qquad d_{leader} = o + \tau, \qquad
           o = (d_{leader} - d_{follower}) / 2, \qquad \tau = (d_{leader} + d_{follower}) / 2
 
-with the propagation delay tau, equal both ways. Each belongs to the follower's sample in which the middle of the
-preamble is received or sent; the offset to the middle between the two.
+with the propagation delay tau, equal both ways because port 0 of each node both sends and receives: only one pair of
+ports has one channel both ways. Through multipath d_leader - d_follower is found from the two responses of that
+channel, one against the other (`core.timing.relative_delay`), since the maximum of each alone may belong to another
+tap. Each d belongs to the follower's sample in which the middle of the preamble is received or sent; the offset to the
+middle between the two.
 One direction alone (`bidirectional=False`) takes o = -d_follower: it cannot tell an early clock from a long way, and
 makes followers late by tau, so that what they send reaches the leader 2 tau late. In both, half the difference between
 the two nodes' own delays from transmit to receive chain remains; it is calibrated inside a node, not over the air.
@@ -25,12 +28,12 @@ from functools import cached_property
 import numpy as np
 
 from ..core.carrier import CarrierCorrection
-from ..core.timing import ClockCorrection, TimingEstimate, acquire, preamble
+from ..core.timing import ClockCorrection, TimingEstimate, acquire, preamble, relative_delay, response
 from .slots import Grant, Product, Slot
 
 TIMING, TRACKING = "timing", "timing_tracking"
 GUARD = -1  # variant of a slot in which nobody transmits
-MARGIN_SAMPLES = 16  # around a search window: fractions of a sample
+MARGIN_SAMPLES = 16  # around a search window: fractions of a sample, and the channel's response
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class TimingPlan:
     leader : str
     followers : tuple of str
     num_ports : mapping of node to int
-        Preambles are sent by port 0 and received by all.
+        Preambles are sent and received by port 0; the others stay silent.
     slot_samples : int
     samp_rate : float
     center_freq : float, optional
@@ -189,7 +192,7 @@ class TimingRole:
         """Keep what is received in the whole phase: a preamble may arrive in any slot."""
         self._slots[slot.index] = slot
         if self._node in self._plan.followers or (self._node == self._plan.leader and self._plan.bidirectional):
-            self._received.append((grant.start, samples))
+            self._received.append((grant.start, samples[0]))  # the port that sends: reciprocal
 
     def results(self, grants: Sequence[Grant]) -> dict[str, object] | None:
         """Arrival of the preambles that the node listens to: the leader's, or for the leader each follower's.
@@ -198,7 +201,8 @@ class TimingRole:
         -------
         dict
             `senders` (k,) int64, 0 for the leader and 1 ... for the followers; `starts` (k,) int64, of the slots they
-            sent in; the fields of `TimingEstimate` (k,), delays relative to the preamble's place.
+            sent in; the fields of `TimingEstimate` (k,), delays relative to the preamble's place; `responses`
+            complex128 (k, 2 MARGIN_SAMPLES + 1), of the channel around each delay rounded.
         """
         plan, received = self._plan, self._received
         self._received = []
@@ -209,12 +213,16 @@ class TimingRole:
         if not heard:
             return None
         reach = plan.search(heard[0][0].purpose)
-        num = plan.preamble_samples + 2 * reach
-        windows = np.stack([_gather(received, start + plan.place - reach, num) for _, start in heard])
-        found = acquire(windows, plan.preamble, samp_rate=plan.samp_rate, max_offset_hz=plan.max_offset_hz)
-        found = found._replace(delay_samples=found.delay_samples - reach)
+        before = reach + MARGIN_SAMPLES
+        num = plan.preamble_samples + 2 * before
+        windows = np.stack([_gather(received, start + plan.place - before, num) for _, start in heard])
+        found = acquire(windows[:, None], plan.preamble, samp_rate=plan.samp_rate, max_offset_hz=plan.max_offset_hz,
+                        window=(MARGIN_SAMPLES, MARGIN_SAMPLES + 2 * reach))
+        responses = response(windows, plan.preamble, found.delay_samples, found.frequency_hz,
+                             samp_rate=plan.samp_rate, reach=MARGIN_SAMPLES)
+        found = found._replace(delay_samples=found.delay_samples - before)
         numbers = {"senders": [slot.variant for slot, _ in heard], "starts": [start for _, start in heard]}
-        return {**{key: np.array(value) for key, value in numbers.items()}, **found._asdict()}
+        return {**{key: np.array(value) for key, value in numbers.items()}, **found._asdict(), "responses": responses}
 
     def update(self, product: Product) -> None:
         """Correct the follower's clock, if its measurement is trusted."""
@@ -279,16 +287,20 @@ class TimingCollector:
     def _combine(self, number: int, node: str, results) -> tuple[dict[str, object], list[str]]:
         """Return one follower's values and why not to trust them."""
         plan = self._plan
-        there, start_there = _estimate(results.get(node), 0)
+        there, start_there, response_there = _estimate(results.get(node), 0)
         doubts = [] if there.trusted else [f"node {node}: the preamble of {plan.leader} was not found"]
         if not plan.bidirectional:
             row = _row(-there.delay_samples, there.delay_std_samples, there.frequency_hz, there.frequency_std_hz,
                        start_there + plan.middle + there.delay_samples, np.nan, [start_there])
         else:
-            back, start_back = _estimate(results.get(plan.leader), number)
+            back, start_back, response_back = _estimate(results.get(plan.leader), number)
             if not back.trusted:
                 doubts.append(f"node {plan.leader}: the preamble of {node} was not found")
-            row = _row((back.delay_samples - there.delay_samples) / 2,
+            later = back.delay_samples - there.delay_samples
+            if not doubts:
+                whole = np.round(back.delay_samples) - np.round(there.delay_samples)
+                later = whole + relative_delay(response_there, response_back)
+            row = _row(later / 2,
                        np.hypot(back.delay_std_samples, there.delay_std_samples) / 2,
                        (there.frequency_hz - back.frequency_hz) / 2,
                        np.hypot(back.frequency_std_hz, there.frequency_std_hz) / 2,
@@ -312,21 +324,21 @@ def _row(offset, offset_std, frequency, frequency_std, reference, propagation, s
     }
 
 
-def _estimate(result: Mapping[str, object] | None, sender: int) -> tuple[TimingEstimate, int]:
-    """Return one sender's preamble from a node's results and the start of its slot; nothing where it is missing."""
+def _estimate(result: Mapping[str, object] | None, sender: int) -> tuple[TimingEstimate, int, np.ndarray | None]:
+    """Return one sender's preamble from a node's results, the start of its slot and the response, if it is there."""
     at = [] if result is None else np.flatnonzero(np.asarray(result["senders"]) == sender)
     if len(at) == 0:
-        return _NOTHING, 0
+        return _NOTHING, 0, None
     k = int(at[-1])
     values = TimingEstimate(*(np.asarray(result[key])[k] for key in TimingEstimate._fields))
-    return values, int(np.asarray(result["starts"])[k])
+    return values, int(np.asarray(result["starts"])[k]), np.asarray(result["responses"])[k]
 
 
 def _gather(received: Sequence[tuple[int, np.ndarray]], first: int, num: int) -> np.ndarray:
-    """Return samples first ... first + num - 1 (ports, num) out of slots (start, samples); zeros where none were."""
-    out = np.zeros((len(received[0][1]), num), np.complex64)
+    """Return samples first ... first + num - 1 (num,) out of slots (start, samples); zeros where none were."""
+    out = np.zeros(num, np.complex64)
     for start, samples in received:
-        a, b = max(first, start), min(first + num, start + samples.shape[1])
+        a, b = max(first, start), min(first + num, start + samples.size)
         if a < b:
-            out[:, a - first : b - first] = samples[:, a - start : b - start]
+            out[a - first : b - first] = samples[a - start : b - start]
     return out
