@@ -9,6 +9,7 @@ import pytest
 from gnuradio import blocks, dmimo, gr
 from gnuradio.dmimo.blocks import messages
 from gnuradio.dmimo.blocks.timetags import time_to_pmt
+from gnuradio.dmimo.protocols.correction import NodeCorrection
 from graph import message_sink, run_until, wait_for
 
 RATE = 1e6
@@ -183,7 +184,8 @@ def test_malformed_message_is_reported_and_changes_nothing(message, text):
 
 @pytest.mark.parametrize(("arguments", "text"), [
     ((0, RATE), "num_ports = 0"), ((1, 0.0), "samp_rate"), ((1, RATE, "both"), "direction = 'both'"),
-    ((1, RATE, "receive", float("nan")), "frequency_hz"), ((1, RATE, "receive", 0.0, float("inf")), "phase_rad")])
+    ((1, RATE, "receive", float("nan")), "frequency_hz"), ((1, RATE, "receive", 0.0, float("inf")), "phase_rad"),
+    ((1, RATE, "receive", 0.0, 0.0, -1), "latency_samples = -1")])
 def test_bad_arguments_are_refused(arguments, text):
     with pytest.raises(ValueError, match=text):
         dmimo.frequency_corrector(*arguments)
@@ -207,3 +209,40 @@ def test_calibration_stays_only_when_both_directions_are_corrected():
 
     assert drift_deg(10.0, 10.0) == pytest.approx(0.0, abs=1e-3)
     assert drift_deg(10.0, 0.0) == pytest.approx(-36.0, abs=0.01)
+
+
+@pytest.mark.parametrize("direction", ["transmit", "receive"])
+@pytest.mark.parametrize("tags", [[], [(0, 10**9), (5000, 10**9 + 20_000)]])
+def test_corrector_equals_that_of_a_node_across_a_change_of_frequency_at_the_antenna(direction, tags):
+    """Received samples are labelled 300 late: on both sides the change is at the same instant of the antenna."""
+    label = {"transmit": "tx_time", "receive": "rx_time"}[direction]
+    starts, lengths = ([start for _, start in tags], [5000, 5000]) if tags else ([0], [10_000])
+    change, node = starts[-1] + 2500, NodeCorrection(RATE, latency_samples=300)
+    node.carrier.retune(-700.0, 0)
+    node.carrier.retune(900.0, change)
+    block = dmimo.frequency_corrector(2, RATE, direction, latency_samples=300)
+    block.handle_correction(correction(frequency_hz=-700.0, from_sample=0))
+    block.handle_correction(correction(frequency_hz=900.0, from_sample=change))
+    data, _ = run(block, tags=[tag(label, *each) for each in tags])
+    pieces = np.split(X, np.cumsum(lengths)[:-1], axis=1)
+    expected = [getattr(node, direction)(piece, start) for piece, start in zip(pieces, starts, strict=True)]
+    np.testing.assert_allclose(data, np.concatenate(expected, axis=1), atol=2e-6)
+
+
+def test_calibration_stays_across_changes_of_frequency_only_with_the_latency():
+    """What is received is labelled 500 late: ignored, a change by 250 Hz turns c by 250 * 500e-6 cycles."""
+    latency = 500
+
+    def turn_deg(told):
+        correctors = [dmimo.frequency_corrector(1, RATE, direction, 0.0, latency_samples=told)
+                      for direction in ("transmit", "receive")]
+        for block in correctors:
+            block.handle_correction(correction(frequency_hz=250.0, from_sample=4000))
+        between = np.ones((1, 8000), np.complex64)
+        sent, _ = run(correctors[0], between)
+        received, _ = run(correctors[1], between, [tag("rx_time", 0, latency)])
+        c = sent[0] * received[0]
+        return np.degrees(np.angle(c[-1] / c[0]))
+
+    assert turn_deg(latency) == pytest.approx(0.0, abs=1e-3)
+    assert turn_deg(0) == pytest.approx(-45.0, abs=0.01)

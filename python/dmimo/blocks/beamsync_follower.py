@@ -14,7 +14,8 @@ class beamsync_follower(role):
     """All that a follower does in a run: measures its offset from the leader, corrects itself, and its other roles.
 
     Whenever the correction changes, the port `correction` says it as `frequency_corrector` takes it, for streams that
-    the node sends and receives beside the run.
+    the node sends and receives beside the run. The corrector of received streams needs `assembly.latency_samples` as
+    its latency, or every change of frequency turns the node's calibration.
 
     Parameters
     ----------

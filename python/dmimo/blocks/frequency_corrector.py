@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Corrects the carrier of a node's streams, sample by sample of absolute time."""
 
+import operator
 from collections import deque
 
 import numpy as np
@@ -20,16 +21,18 @@ GRID_SAMPLES = 4096  # turns are computed on a grid fixed to absolute time, so t
 class frequency_corrector(lean_sync_block):
     """Turns all streams of a node by the phase of its carrier's offset, as `core.carrier.CarrierCorrection` has it.
 
-    Samples to send are multiplied by exp(+j (theta(n) + phase)), received ones by exp(-j theta(n)), where theta turns
-    by the frequency offset. n is the absolute sample: that of the last `tx_time` tag (transmit) or `rx_time` tag
-    (receive) of port 0 plus the items since; without a tag the number of items since the start. So theta goes on
-    through gaps between bursts. A node has one corrector in each direction, updated by the same messages.
+    Samples to send are multiplied by exp(+j (theta(n) + phase)), received ones by exp(-j theta(n - latency)), where
+    theta turns by the frequency offset: those labelled n were at the antenna `latency_samples` earlier, and turned by
+    theta(n) they would move the calibration at every change of frequency. n is the absolute sample: that of the last
+    `tx_time` tag (transmit) or `rx_time` tag (receive) of port 0 plus the items since; without a tag the number of
+    items since the start. So theta goes on through gaps between bursts. A node has one corrector in each direction,
+    updated by the same messages.
 
     A message on `correction` is a dictionary with at least one of `frequency_hz` and `phase_rad` (both new values, not
-    increments), and optionally `from_sample`, the absolute sample from which on they hold (it may not lie before an
-    earlier change), and `trusted`: an estimate that is not trusted is not applied. theta is continuous at that sample;
-    of a message that comes after it has passed, the stream takes up the new theta at once. Without `from_sample` it
-    holds from the next sample that is processed, or from a change already set for later.
+    increments), and optionally `from_sample`, the absolute sample at the antenna from which on they hold (it may not
+    lie before an earlier change), and `trusted`: an estimate that is not trusted is not applied. theta is continuous at
+    that sample; of a message that comes after it has passed, the stream takes up the new theta at once. Without
+    `from_sample` it holds from the next sample that is processed, or from a change already set for later.
 
     Parameters
     ----------
@@ -40,17 +43,22 @@ class frequency_corrector(lean_sync_block):
         Offset of the leader's oscillator from this node's; theta(0) = 0 at every start of the flowgraph.
     phase_rad : float
         Phase of the transmission; without effect on receive.
+    latency_samples : int
+        How much later than at the antenna received samples are labelled; without effect on transmit.
     """
 
     def __init__(self, num_ports: int, samp_rate: float, direction: str = "transmit", frequency_hz: float = 0.0,
-                 phase_rad: float = 0.0):
+                 phase_rad: float = 0.0, latency_samples: int = 0):
         if direction not in TIME_TAGS:
             raise ValueError(f"direction = {direction!r}: must be one of {sorted(TIME_TAGS)}")
         if num_ports < 1:
             raise ValueError(f"num_ports = {num_ports}: must be at least 1")
+        if latency_samples < 0:
+            raise ValueError(f"latency_samples = {latency_samples}: must not be negative")
         streams = [np.complex64] * num_ports
         lean_sync_block.__init__(self, "frequency_corrector", streams, streams)
         self._transmits, self._time_tag = direction == "transmit", TIME_TAGS[direction]
+        self._latency = 0 if self._transmits else operator.index(latency_samples)
         self._samp_rate, self._rate = samp_rate, rate_ratio(samp_rate)
         self._correction = CarrierCorrection(samp_rate, frequency_hz, phase_rad)
         self._changes: deque[tuple[float | None, float | None]] = deque()
@@ -85,7 +93,7 @@ class frequency_corrector(lean_sync_block):
         return super().stop()
 
     def _reset(self) -> None:
-        self._next = 0  # absolute sample of the next item
+        self._next = -self._latency  # absolute sample at the antenna of the next item
         self._turn: tuple[int | None, np.ndarray | None] = (None, None)  # cell of the grid, and its factors
 
     @guarded
@@ -121,7 +129,7 @@ class frequency_corrector(lean_sync_block):
             offset = self.nitems_read(0)
             for border, sample in sorted((tag.offset - offset, sample_from_pmt(tag.value, self._rate)) for tag in tags):
                 self._correct(input_items, output_items, position, border)
-                position, self._next = border, sample
+                position, self._next = border, sample - self._latency
         self._correct(input_items, output_items, position, count)
         return count
 
