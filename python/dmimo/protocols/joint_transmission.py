@@ -6,14 +6,14 @@ needs c at (t_u + t) / 2, so its weight turns by -2 pi f_m (t_u + t - 2 t_c), f_
 reference. Everything is per subcarrier, so that delays and multipath within the prefix do no harm.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from ..core import sounding
 from ..core.waveforms import SlotLayout
-from .slots import CHOSEN, Slot
+from .slots import CHOSEN, Grant, Reception, Slot
 
 MIN_DEVIATIONS = 4.0  # of the noise's energy, by which a signal must stand out to count as received
 
@@ -103,6 +103,51 @@ def measure(samples: np.ndarray, layout: SlotLayout) -> tuple[np.ndarray, np.nda
     samples = sounding.hold_carrier(samples, *window, turn[0].sum(axis=1), turn[1].sum(axis=1))
     noise = sounding.empty_bin_noise_variance(samples, *window)
     return sounding.channel_estimate(samples, *window), sounding.estimate_noise_variance(layout.symbol, noise)
+
+
+class Listener:
+    """What a node receives in one phase, and the channels that follow from it.
+
+    Parameters
+    ----------
+    layout : SlotLayout
+    """
+
+    def __init__(self, layout: SlotLayout):
+        self._layout, self._reception = layout, Reception()
+        self._carriers: dict[int, str] = {}  # of the slots listened to
+
+    def keep(self, grant: Grant, samples: np.ndarray, carrier: str = "") -> None:
+        """Store what was received in a slot, (ports, slot_samples); slots of one carrier are measured together."""
+        self._carriers[grant.slot] = carrier
+        self._reception.keep(grant, samples)
+
+    def results(self, grants: Sequence[Grant]) -> dict[str, object] | None:
+        """Channel per subcarrier in every slot kept; all of them are forgotten. None where there are none.
+
+        Returns
+        -------
+        dict
+            `slots`, `starts` (n,) int64; `h` complex128 (n, ports, num_subcarriers); `noise_var` (n, ports) of its
+            entries.
+        """
+        heard = [grant for grant in grants if grant.slot in self._carriers]
+        if not heard:
+            return None
+        samples = self._reception.take(heard)
+        carriers = [self._carriers[grant.slot] for grant in heard]
+        self._carriers.clear()
+        h = np.empty((*samples.shape[:2], self._layout.symbol.num_subcarriers), np.complex128)
+        noise_var = np.empty(samples.shape[:2])
+        for carrier in set(carriers):
+            own = np.array([one == carrier for one in carriers])
+            h[own], noise_var[own] = measure(samples[own], self._layout)
+        return {
+            "slots": np.array([grant.slot for grant in heard]),
+            "starts": np.array([grant.start for grant in heard]),
+            "h": h,
+            "noise_var": noise_var,
+        }
 
 
 def is_heard(h: np.ndarray, noise_var: np.ndarray) -> bool:

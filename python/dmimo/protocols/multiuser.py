@@ -22,7 +22,7 @@ from ..core.waveforms import SlotLayout
 from . import joint_transmission as joint
 from .joint_transmission import MIN_DEVIATIONS
 from .multiuser_report import UserMeasurement, measure_user, predicted_suppression_db, spectral_efficiency
-from .slots import CHOSEN, Grant, Product, Reception, Slot
+from .slots import CHOSEN, Grant, Product, Slot
 
 TRAINING, UPLINK, DOWNLINK = "mu_training", "mu_uplink", "mu_downlink"
 Method = Literal["zero_forcing", "regularised_zero_forcing", "mrt"]
@@ -134,8 +134,7 @@ class MultiuserRole:
         self._is_ap = node in plan.aps
         self._beam = 0
         self._weights: Mapping[str, object] | None = None
-        self._reception = Reception()
-        self._senders: dict[int, tuple[str, ...]] = {}  # of the slots listened to
+        self._listener = joint.Listener(plan.layout)
         self._bursts: dict[int, np.ndarray] = {}
 
     def beam(self, slot: Slot) -> int:
@@ -169,35 +168,12 @@ class MultiuserRole:
     def receive(self, slot: Slot, grant: Grant, samples: np.ndarray) -> None:
         """APs keep the UEs' symbols, UEs keep the downlink."""
         if self._is_ap if slot.purpose != DOWNLINK else self._node in self._plan.ues:
-            self._senders[grant.slot] = slot.transmitters
-            self._reception.keep(grant, samples)
+            # Each UE has its own carrier, the APs together have one.
+            self._listener.keep(grant, samples, slot.transmitters[0])
 
     def results(self, grants: Sequence[Grant]) -> dict[str, object] | None:
-        """Channel per subcarrier in every slot listened to.
-
-        Returns
-        -------
-        dict
-            `slots`, `starts` (n,) int64; `h` complex128 (n, ports, num_subcarriers); `noise_var` (n, ports) of its
-            entries.
-        """
-        heard = [grant for grant in grants if grant.slot in self._senders]
-        if not heard:
-            return None
-        samples = self._reception.take(heard)
-        senders = [self._senders[grant.slot] for grant in heard]
-        self._senders.clear()
-        h = np.empty((*samples.shape[:2], self._plan.layout.symbol.num_subcarriers), np.complex128)
-        noise_var = np.empty(samples.shape[:2])
-        for sender in set(senders):  # each UE has its own carrier, the APs together have one
-            own = np.array([one == sender for one in senders])
-            h[own], noise_var[own] = joint.measure(samples[own], self._plan.layout)
-        return {
-            "slots": np.array([grant.slot for grant in heard]),
-            "starts": np.array([grant.start for grant in heard]),
-            "h": h,
-            "noise_var": noise_var,
-        }
+        """Channel per subcarrier in every slot listened to, as `joint_transmission.Listener` has it."""
+        return self._listener.results(grants)
 
     def update(self, product: Product) -> None:
         """Take the chosen beam, or the weights."""

@@ -19,7 +19,7 @@ from ..core import precoding, sounding
 from ..core.waveforms import SlotLayout
 from . import joint_transmission as joint
 from .joint_transmission import MIN_DEVIATIONS, decibels
-from .slots import CHOSEN, Grant, Product, Reception, Slot
+from .slots import CHOSEN, Grant, Product, Slot
 
 TRAINING, UPLINK, DOWNLINK = "training", "uplink", "downlink"
 MAX_LOSS_DB = 1.0  # of the joint transmission against the ideal, from which the calibration counts as wrong
@@ -116,8 +116,7 @@ class VerificationRole:
         self._is_ap = node in plan.aps
         self._beam = 0
         self._weights: Mapping[str, object] | None = None
-        self._reception = Reception()
-        self._listened: set[int] = set()
+        self._listener = joint.Listener(plan.layout)
         self._bursts: dict[int, np.ndarray] = {}
 
     def beam(self, slot: Slot) -> int:
@@ -152,30 +151,11 @@ class VerificationRole:
         """APs keep the UE's symbols, the UE keeps the downlink; other UEs keep nothing."""
         listens = self._node == self._plan.ue if slot.purpose == DOWNLINK else self._is_ap
         if listens:
-            self._listened.add(grant.slot)
-            self._reception.keep(grant, samples)
+            self._listener.keep(grant, samples)  # all slots of a phase have one carrier
 
     def results(self, grants: Sequence[Grant]) -> dict[str, object] | None:
-        """Channel per subcarrier in every slot listened to.
-
-        Returns
-        -------
-        dict
-            `slots`, `starts` (n,) int64; `h` complex128 (n, ports, num_subcarriers); `noise_var` (n, ports) of its
-            entries.
-        """
-        heard = [grant for grant in grants if grant.slot in self._listened]
-        if not heard:
-            return None
-        # All slots of a phase have one carrier.
-        h, noise_var = joint.measure(self._reception.take(heard), self._plan.layout)
-        self._listened.clear()
-        return {
-            "slots": np.array([grant.slot for grant in heard]),
-            "starts": np.array([grant.start for grant in heard]),
-            "h": h,
-            "noise_var": noise_var,
-        }
+        """Channel per subcarrier in every slot listened to, as `joint_transmission.Listener` has it."""
+        return self._listener.results(grants)
 
     def update(self, product: Product) -> None:
         """Take the chosen beam, or the weights."""
