@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 from air import Air
+from gnuradio.dmimo.core import synchronization as sync
 from gnuradio.dmimo.core.carrier_tracking import CarrierTracker
 from gnuradio.dmimo.core.sync_burst import SyncBurst
 from gnuradio.dmimo.core.waveforms import SlotLayout, SoundingSymbol
@@ -75,8 +76,8 @@ def make(network=None, *, followers=("b", "c"), linewidth_hz=1e-3, budget_deg=5.
     frequency, phase = plan.phases()
     schedule = build_schedule(tuple(PORTS), SLOT, [*first * internal, frequency], [phase], paced=[0])
 
-    def tracker(offset_std_hz):
-        return CarrierTracker(RATE, linewidth_hz=linewidth_hz, offset_std_hz=max(offset_std_hz, 1e-9))
+    def tracker():
+        return CarrierTracker(RATE, linewidth_hz=linewidth_hz, offset_std_hz=1e6)
 
     places = dict(zip(APS, (slice(0, 3), slice(3, 7), slice(7, 9)), strict=True))
     roles = {}
@@ -85,7 +86,7 @@ def make(network=None, *, followers=("b", "c"), linewidth_hz=1e-3, budget_deg=5.
             sync = LeaderRole(name, plan, places[name])
         elif name in followers:
             correction = (correct or NodeCorrection)(RATE)
-            sync = FollowerRole(name, plan, places[name], correction, tracker, np.radians(budget_deg))
+            sync = FollowerRole(name, plan, places[name], places["a"], correction, tracker, np.radians(budget_deg))
         else:
             sync = Bystander(name, plan)
         roles[name] = [internal_calibration.InternalRole(name, layouts), sync]
@@ -260,3 +261,117 @@ def test_the_follower_leads_no_follower_of_its_own_and_every_follower_needs_a_la
     with pytest.raises(ValueError, match="nodes b"):
         BeamSyncPlan(("a", "b"), "a", ("b",), layouts, burst, RATE)
     assert FREQUENCY != PHASE
+
+
+class Clocked(AirNetwork):
+    """Node b's sample clock is late by a fraction of a sample, and its transmit chain by another."""
+
+    CLOCK, LOOP = 0.2, 0.1
+
+    def process(self, x, start, beams, *, final, shifts=None):
+        def late(samples, delay):
+            turn = np.exp(-2j * np.pi * delay * np.fft.fftfreq(samples.shape[1]))
+            return np.fft.ifft(np.fft.fft(samples) * turn).astype(np.complex64)
+
+        x = x.copy()
+        x[self.ports("b")] = late(x[self.ports("b")], self.CLOCK + self.LOOP)
+        out = super().process(x, start, beams, final=final)
+        out[self.ports("b")] = late(out[self.ports("b")], -self.CLOCK)
+        return out
+
+
+@pytest.mark.parametrize("multiplexing", ["sequence", "subbands"])
+def test_a_clock_or_a_chain_that_is_late_does_not_turn_the_phase_at_band_centre(multiplexing):
+    run, network, roles, collector = make(Clocked(noise_var=1e-6), multiplexing=multiplexing)
+    assert run.run() is None
+    for name, role in roles.items():
+        assert abs(phase_left(network, role, name, run.end_sample)) < 0.01
+    if multiplexing == "subbands":
+        found = collector.history[-1]["followers"]
+        assert found["b"]["delay_samples"] == pytest.approx(2 * Clocked.CLOCK + Clocked.LOOP, abs=0.01)
+        assert found["c"]["delay_samples"] == pytest.approx(0.0, abs=0.01)
+
+
+def off_by(offset_hz, std_hz=50.0):
+    """The frequency estimator with an error."""
+    estimate = sync.frequency_estimate
+
+    def estimator(*arguments, **options):
+        found = estimate(*arguments, **options)
+        return found._replace(frequency_hz=found.frequency_hz + offset_hz, frequency_std_hz=np.array(std_hz))
+
+    return estimator
+
+
+@pytest.mark.parametrize("options", [{}, {"multiplexing": "subbands"}, {"rounds": 2}], ids=str)
+def test_a_phase_belongs_to_the_middle_between_what_was_sent_and_what_came_back(monkeypatch, options):
+    """With 30 Hz left by the frequency stage a millisecond turns the phase by 22 degrees."""
+    monkeypatch.setattr("gnuradio.dmimo.core.synchronization.frequency_estimate", off_by(30.0))
+    run, network, roles, collector = make(until=30_000, linewidth_hz=1e-9, **options)
+    assert run.run() is None
+    stages = [entry for entry in collector.history if entry["phase"] == PHASE]
+    assert len(stages) > 1
+    for name, role in roles.items():
+        assert abs(phase_left(network, role, name, run.end_sample)) < 2e-3
+        assert {entry["followers"][name]["event"] for entry in stages[1:]} == {"applied"}
+        # Sub-bands leak into each other at 30 Hz, which leaves some tenths of a hertz.
+        assert abs(stages[-1]["followers"][name]["phase_rad"]) < (0.2 if "multiplexing" in options else 5e-3)
+
+
+def test_bursts_have_unit_power_whatever_the_gains_and_pilots_their_share():
+    sent = {}
+
+    class Overheard(AirNetwork):
+        def process(self, x, start, beams, *, final, shifts=None):
+            sent.setdefault(start // SLOT, x)
+            return super().process(x, start, beams, final=final)
+
+    run, _, _, _ = make(Overheard(), pilot_share=0.25)
+    assert run.run() is None
+    plan = run._roles["a"][1]._plan
+    for k, slot in enumerate(run._schedule.slots[len(APS) * 2 :], len(APS) * 2):
+        burst = sent[k]
+        if slot.purpose.endswith("pilot"):
+            layout = plan.layouts[slot.transmitters[0]]
+            total = layout.num_ports * layout.symbol.total_samples
+            assert np.sum(np.abs(burst) ** 2) == pytest.approx(0.25 * total, rel=0.1)
+        else:
+            power = np.mean(np.sum(np.abs(plan.burst.window(burst)) ** 2, axis=0))
+            assert power == pytest.approx(1.0, rel=1e-4)
+
+
+class Noisy(AirNetwork):
+    """The leader's receiver is 15 dB noisier than the others."""
+
+    def process(self, x, start, beams, *, final, shifts=None):
+        out = super().process(x, start, beams, final=final)
+        own = out[self.ports("a")]
+        noise = self.rng.normal(size=(2, *own.shape)) * np.sqrt((10**1.5 - 1) * self.air.noise_var / 2)
+        own += noise[0] + 1j * noise[1]
+        return out
+
+
+@pytest.mark.parametrize("options", [{}, {"returns": "matched", "leader_noise_db": 15.0}], ids=str)
+def test_a_noisy_leader_counts_in_the_predicted_deviation(options):
+    scores = []
+    for seed in range(60):
+        run, network, roles, collector = make(Noisy(seed, noise_var=0.01), linewidth_hz=0.0, internal=False, **options)
+        truth = np.concatenate([network.c(name, 0) / network.c(name, 0)[0] for name in APS])
+        for members in run._roles.values():
+            members[1].update(Product(internal_calibration.PHASE, {"internal_c": truth}))
+        assert run.run() is None
+        for name, role in roles.items():
+            left = phase_left(network, role, name, run.end_sample)
+            scores.append(left / collector.history[-1]["followers"][name]["phase_std_rad"])
+    # What the follower takes for the leader's part is right for equal gains only.
+    assert 0.3 < np.mean(np.square(scores)) < 3.0
+
+
+def test_amplitudes_of_the_gain_settings_are_part_of_the_calibration():
+    run, _, _, collector = make()
+    collector._amplitudes = np.linspace(0.5, 2.0, 9)
+    products = []
+    produce = collector.produce
+    collector.produce = lambda *arguments: products.append(produce(*arguments)) or products[-1]
+    assert run.run() is None
+    np.testing.assert_allclose(np.abs(products[-1].values["c"]) / np.abs(run._collectors[0].c), collector._amplitudes)

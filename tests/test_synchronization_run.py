@@ -58,3 +58,22 @@ def test_gain_of_two_access_points_with_16_antennas_is_ideal_right_after_synchro
         first = report["watches"][0]
         assert abs(first["ideal_gain_db"] - first["coherent_gain_db"]) < 0.1
         assert first["coherent_gain_db"] > report["uncalibrated_gain_db"] + 1.0
+
+
+def test_oscillators_worse_than_assumed_are_noticed_and_met_with_shorter_intervals():
+    worse = TESTBED.replace("linewidth_hz: 1.0e-6, drift_hz: 0.02, drift_period_s: 60}}}}",
+                            "linewidth_hz: 1.0e-6, drift_hz: 0.2, drift_period_s: 60}}}}")
+    assert worse != TESTBED
+    report = play(60.0, bed=worse)
+    assert report["error"] is None
+    assert report["exceeded_synchronisations"] > 0
+    assert any("worse than" in doubt for doubt in report["doubts"])
+    assert play(60.0)["doubts"] == []
+    assert report["mean_interval_s"] < 0.7 * play(60.0)["mean_interval_s"]
+
+
+def test_intervals_that_cannot_be_kept_are_said():
+    slow = TESTBED.replace("watches: 3", "watches: 3, min_interval_s: 5, max_interval_s: 6")
+    report = play(40.0, bed=slow)
+    assert report["late_synchronisations"] > 0
+    assert any("later than planned" in doubt for doubt in report["doubts"])

@@ -104,6 +104,7 @@ def _synchronization(run: Run) -> dict[str, object]:
         entries.append({"phase": entry["phase"], "time_s": entry["sample"] / rate, "followers": followers})
     rounds = [entry for entry in entries if entry["phase"] == PHASE]
     timing = run.collectors["beamsync"].members.get("timing")
+    late, exceeded = (sum(bool(entry.get(key)) for entry in run.synchronisations) for key in ("late", "exceeded"))
     for phase, values in () if timing is None else timing.history:
         followers = {name: {"clock_offset_samples": float(values["offset_samples"][k]),
                             "clock_offset_std_samples": float(values["offset_std_samples"][k]),
@@ -118,18 +119,46 @@ def _synchronization(run: Run) -> dict[str, object]:
         "followers": list(plan.followers),
         "synchronisations": len(rounds),
         "mean_interval_s": float(intervals.mean()) if intervals.size else None,
+        "late_synchronisations": late,
+        "exceeded_synchronisations": exceeded,
+        "doubts": _doubts(run, len(rounds), late, exceeded),
         "history": entries,
     }
 
 
-def true_phase_error(run: Run, follower: str, sample: int, correction: Mapping[str, float]) -> float:
-    """Phase in radians by which the corrected c of the follower's first port falls short of the leader's at `sample`.
+def _doubts(run: Run, count: int, late: int, exceeded: int) -> list[str]:
+    """What speaks against a synchronisation that came to its end."""
+    doubts = []
+    if exceeded:
+        doubts.append(f"{exceeded} of {count} synchronisations found a phase beyond what the plan allows: the "
+                      "oscillators are worse than linewidth_hz, drift_hz and drift_period_s say")
+    if late:
+        doubts.append(f"{late} of {count} synchronisations came later than planned: min_interval_s or the watches take "
+                      "longer than the budget allows")
+    reports = [report for entry in run.synchronisations if entry["phase"] == PHASE
+               for report in entry["followers"].values()]
+    infeasible = sum(not report["feasible"] for report in reports)
+    if infeasible:
+        doubts.append(f"{infeasible} of {len(reports)} measurements are not good enough for the budget by themselves")
+    seen = getattr(run.collectors.get("verifier"), "history", [])
+    return doubts + sorted({doubt for watch in seen for doubt in watch.get("doubts", ())})
 
-    `correction` has its `sample`, and `turn_rad` and `turn_hz` from there on.
+
+def true_phase_error(run: Run, follower: str, sample: int, correction: Mapping[str, float]) -> float:
+    """Phase in radians by which the follower's array, corrected, falls short of the leader's at `sample`.
+
+    That of the sum over the ports of true over assumed c, so that errors of the internal calibrations count as they do
+    in a joint transmission. `correction` has its `sample`, and `turn_rad` and `turn_hz` from there on.
     """
-    network = run.network
+    network, assembly = run.network, run.assembly
     c = network.true_calibration(sample)
-    leader, own = (c[network.ports(name)][0] for name in (run.assembly.synchronization.leader, follower))
+    internal = run.collectors["beamsync"].members.get("internal")
+    arrays, first = {}, 0
+    for ap in assembly.testbed.aps:
+        known = np.ones(ap.num_ports) if internal is None else internal.c[first : first + ap.num_ports]
+        arrays[ap.name] = np.sum(c[network.ports(ap.name)] / known)
+        first += ap.num_ports
+    leader, own = arrays[assembly.synchronization.leader], arrays[follower]
     return float(np.angle(leader / own * np.exp(-1j * _turn(run, correction, sample))))
 
 

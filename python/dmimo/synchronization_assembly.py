@@ -19,6 +19,7 @@ from .protocols.correction import NodeCorrection
 from .protocols.slots import Collector, CollectorGroup, Role, Slot
 
 MAX_OFFSET_HZ = 20e3  # of carriers in a search for preambles, where the testbed sets no limit
+UNKNOWN_OFFSET_HZ = 1e6  # deviation of an offset that was not measured
 SUFFIX_SHARE = 4  # the burst's suffix is a quarter of the prefix: clocks may be early by as much
 
 
@@ -53,7 +54,8 @@ class Synchronization:
             samp_rate=self._bed.samp_rate, waveform=settings.waveform, multiplexing=settings.multiplexing,
             guard_bins=settings.guard_bins, returns=settings.returns, rounds=settings.rounds,
             frequency_repeats=settings.frequency_repeats, pilot_share=settings.pilot_share, joint=settings.joint,
-            max_offset_hz=settings.max_offset_hz, num_subbands=slots.num_subbands, seed=self._bed.seed)
+            max_offset_hz=settings.max_offset_hz, num_subbands=slots.num_subbands,
+            leader_noise_db=settings.leader_noise_db, seed=self._bed.seed)
 
     @cached_property
     def timing_plan(self) -> timing.TimingPlan | None:
@@ -66,7 +68,7 @@ class Synchronization:
             num_ports={node.name: node.num_ports for node in bed.nodes}, slot_samples=bed.slots.slot_samples,
             samp_rate=bed.samp_rate, center_freq=bed.center_freq, preamble_samples=settings.preamble_samples,
             latency_samples=self._latency, max_delay_samples=settings.max_delay_samples,
-            max_offset_hz=settings.max_offset_hz or MAX_OFFSET_HZ)
+            max_offset_hz=MAX_OFFSET_HZ if settings.max_offset_hz is None else settings.max_offset_hz)
 
     @property
     def calibrates(self) -> bool:
@@ -102,14 +104,17 @@ class Synchronization:
         if name not in self.followers:
             return [*roles, Bystander(name, self.plan)]
         budget = np.radians(self._settings.budget_deg)
-        return [*roles, FollowerRole(name, self.plan, self._ports(name), correction, self._tracker, budget,
-                                     again=self._settings.resynchronise)]
+        return [*roles, FollowerRole(name, self.plan, self._ports(name), self._ports(self.leader), correction,
+                                     self._tracker, budget, again=self._settings.resynchronise)]
 
     def collector(self, watches: int) -> CollectorGroup:
         """New collectors of the synchronisation, as one; `watches` paced phases lie between synchronisations."""
         settings, rate = self._settings, self._bed.samp_rate
-        pacing = Pacing(round(settings.min_interval_s * rate), round(settings.max_interval_s * rate), watches)
-        members: dict[str, Collector] = {"beamsync": BeamSyncCollector(self.plan, self.num_ports, pacing)}
+        pacing = Pacing(round(settings.min_interval_s * rate), round(settings.max_interval_s * rate), watches,
+                        np.radians(settings.budget_deg))
+        amplitudes = [10 ** ((ap.tx_gain_db - ap.rx_gain_db) / 20) for ap in self._bed.aps for _ in range(ap.num_ports)]
+        members: dict[str, Collector] = {
+            "beamsync": BeamSyncCollector(self.plan, self.num_ports, pacing, np.array(amplitudes))}
         if self.calibrates:
             members["internal"] = internal_calibration.InternalCollector(
                 self.num_ports, settings.internal_calibration)
@@ -117,12 +122,12 @@ class Synchronization:
             members["timing"] = timing.TimingCollector(self.timing_plan)
         return CollectorGroup(members)
 
-    def _tracker(self, offset_std_hz: float) -> CarrierTracker:
+    def _tracker(self) -> CarrierTracker:
         """Tracker of the difference of two of the assumed oscillators."""
         settings = self._settings
         return CarrierTracker(
             self._bed.samp_rate, linewidth_hz=2 * settings.linewidth_hz, drift_hz=np.sqrt(2) * settings.drift_hz,
-            drift_period_s=settings.drift_period_s, offset_std_hz=max(offset_std_hz, 1e-9))
+            drift_period_s=settings.drift_period_s, offset_std_hz=UNKNOWN_OFFSET_HZ)
 
     def _ports(self, ap: str) -> slice:
         names = list(self.num_ports)

@@ -187,6 +187,7 @@ class BeamSync:
     sync_samples: int = 128
     waveform: Literal["ones", "gaussian", "sinusoid"] = "ones"
     returns: Literal["amplify", "matched"] = "amplify"
+    leader_noise_db: float = 0.0
     rounds: int = 1
     multiplexing: Literal["sequence", "subbands"] = "sequence"
     guard_bins: int = 4
@@ -200,8 +201,8 @@ class BeamSync:
     internal_calibration: Literal["ml", "argos", "none"] = "ml"
     internal_repeats: int = 4
     budget_deg: float = 10.0
-    linewidth_hz: float = 0.0
-    drift_hz: float = 0.0
+    linewidth_hz: float = 0.001
+    drift_hz: float = 0.1
     drift_period_s: float = 100.0
     min_interval_s: float = 0.05
     max_interval_s: float = 60.0

@@ -23,11 +23,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..core import sounding
 from ..core import synchronization as sync
 from ..core.carrier_tracking import CarrierTracker
 from ..core.sync_burst import SubBand
-from ..core.waveforms import SlotLayout
+from .beamsync_bursts import phase_at_band_centre, sounded_direction, unit_power
 from .beamsync_plan import (
     FREQUENCY,
     FREQUENCY_PILOT,
@@ -41,8 +40,8 @@ from .beamsync_plan import (
 from .correction import NodeCorrection
 from .slots import Grant, Product, Slot
 
-UNKNOWN_OFFSET_HZ = 1e6  # deviation of an offset that was not measured
 MAX_DISTORTION = 0.01
+SMALLEST_SHARE = 0.1  # of the budget is left to the oscillators, however bad the internal calibrations are
 PURPOSES = frozenset({FREQUENCY_PILOT, FREQUENCY_SIGNAL, PHASE_PILOT, PHASE_SIGNAL, PHASE_RETURN})
 
 
@@ -81,28 +80,23 @@ class _SyncRole:
             self._factors = c[0] / c
 
     def _sounding(self) -> np.ndarray:
+        """The sounding burst: every port at unit power times the pilots' share, on average over the ports."""
+        factors = self._factors / np.sqrt(np.mean(np.abs(self._factors) ** 2))
         burst = self._layout.sounding_burst(dtype=np.complex128)
-        return np.sqrt(self._plan.pilot_share) * self._factors[:, None] * burst
+        return (np.sqrt(self._plan.pilot_share) * factors[:, None] * burst).astype(np.complex64)
 
-    def _burst(self, values: np.ndarray, band: SubBand) -> np.ndarray:
-        """Useful samples (ports, num_samples) that carry `values` (ports, width) in a sub-band."""
-        return self._factors[:, None] * band.insert(values)
+    def _burst(self, values: Sequence[np.ndarray], bands: Sequence[SubBand]) -> np.ndarray:
+        """Useful samples (ports, num_samples) of unit power that carry `values` (ports, width), one for each band."""
+        window = sum(band.insert(value) for band, value in zip(bands, values, strict=True))
+        return unit_power(self._factors[:, None] * window)
 
-    def _received(self, samples: np.ndarray, band: SubBand) -> np.ndarray:
-        return band.extract(self._plan.burst.window(samples))
+    def _received(self, samples: np.ndarray, bands: Sequence[SubBand]) -> list[np.ndarray]:
+        window = self._plan.burst.window(samples)
+        return [band.extract(window) for band in bands]
 
-    def _direction(self, samples: np.ndarray, sender: str, band: SubBand) -> np.ndarray:
+    def _direction(self, samples: np.ndarray, sender: str, bands: Sequence[SubBand]) -> np.ndarray:
         """Dominant direction from a sounding of `sender`, in a part of the band."""
-        layout = self._plan.layouts[sender]
-        h, symbol = sounded_channel(samples, layout), layout.symbol
-        # Averages over bins that see the same channel: noise in them would count once for each.
-        h = sounding.subband_average(sounding.advance(h, symbol, sounding.common_delay(h, symbol)),
-                                     self._plan.num_subbands)
-        centres = symbol.bins.reshape(self._plan.num_subbands, -1).mean(axis=1)
-        position = centres / symbol.pilot_samples * band.num_samples
-        inside = (position >= band.bins[0] - 0.5) & (position <= band.bins[-1] + 0.5)
-        chosen = inside if inside.any() else np.arange(centres.size) == np.argmin(np.abs(position - band.centre))
-        return sync.dominant_direction(h[..., chosen].reshape(len(h), -1))
+        return sounded_direction(samples, self._plan.layouts[sender], bands, self._plan.num_subbands)
 
 
 class Bystander(_SyncRole):
@@ -123,41 +117,41 @@ class LeaderRole(_SyncRole):
     def __init__(self, node: str, plan: BeamSyncPlan, ports: slice):
         super().__init__(node, plan, ports)
         self._directions: dict[str, np.ndarray] = {}
-        self._returns: dict[str, np.ndarray] = {}
+        self._returns: dict[str, list[np.ndarray]] = {}
 
     def transmit(self, slot: Slot, start: int) -> np.ndarray | None:
-        """The sounding, the frequency burst or the returns, each of unit power in all."""
+        """The sounding, the frequency burst or the returns, each of unit power over all ports."""
         if self._node not in slot.transmitters:
             return None
         if slot.purpose == PHASE_PILOT:
-            return self._sounding().astype(np.complex64)
-        plan, group = self._plan, self._plan.group(slot)
+            return self._sounding()
+        plan = self._plan
         useful = np.zeros((self._layout.num_ports, plan.burst.num_samples), complex)
-        for name in group:
+        for name in plan.group(slot):
             if slot.purpose == FREQUENCY_SIGNAL and name in self._directions:
-                useful += self._burst(self._directions[name][:, None] * plan.whole_signal, plan.whole)
+                useful += self._burst([self._directions[name][:, None] * plan.whole_signal], [plan.whole])
             elif slot.purpose == PHASE_RETURN and name in self._returns:
                 useful += self._burst(self._returns[name], plan.bands[name])
-        return plan.burst.samples(useful / np.sqrt(len(group)))
+        return plan.burst.samples(unit_power(useful))
 
     def receive(self, slot: Slot, grant: Grant, samples: np.ndarray) -> None:
         """Learn a follower's direction, or prepare its return."""
         if slot.purpose == FREQUENCY_PILOT:
             name = slot.transmitters[0]
-            self._directions[name] = self._direction(samples, name, self._plan.whole)
+            self._directions[name] = self._direction(samples, name, [self._plan.whole])
         elif slot.purpose == PHASE_SIGNAL:
             for name in slot.transmitters:
                 self._prepare_return(name, self._received(samples, self._plan.bands[name]))
 
-    def _prepare_return(self, name: str, received: np.ndarray) -> None:
+    def _prepare_return(self, name: str, received: list[np.ndarray]) -> None:
         """Nothing heard, nothing to return: the follower flags it."""
         self._returns.pop(name, None)
-        x = self._plan.signals[name]
+        x = self._plan.signal
         if self._plan.returns == "matched":
-            if np.isfinite(sync.matched_phase_std(received, x)):
-                self._returns[name] = sync.matched_return(received, x)
-        elif np.any(received):
-            self._returns[name] = sync.conjugate_return(received)
+            if all(np.isfinite(sync.matched_phase_std(part, x)) for part in received):
+                self._returns[name] = [sync.matched_return(part, x) for part in received]
+        elif all(np.any(part) for part in received):
+            self._returns[name] = [sync.conjugate_return(part) for part in received]
 
 
 class FollowerRole(_SyncRole):
@@ -171,22 +165,27 @@ class FollowerRole(_SyncRole):
         The node's ports in the internal calibration of all APs.
     correction : NodeCorrection
         Of the node; changed here, applied by its role block.
-    make_tracker : callable(offset_std_hz) -> CarrierTracker
-        Tracker of what the correction leaves, given how well the frequency is known.
+    make_tracker : callable() -> CarrierTracker
+        New tracker of what the correction leaves, with nothing known of the frequency.
+    leader_ports : slice
+        The leader's ports in the internal calibration of all APs.
     budget_rad : float
         Phase error at which to synchronise again.
     again : bool
         Whether to correct the phase more than once; False: later exchanges measure only.
     """
 
-    def __init__(self, node: str, plan: BeamSyncPlan, ports: slice, correction: NodeCorrection,
-                 make_tracker: Callable[[float], CarrierTracker], budget_rad: float, again: bool = True):
+    def __init__(self, node: str, plan: BeamSyncPlan, ports: slice, leader_ports: slice, correction: NodeCorrection,
+                 make_tracker: Callable[[], CarrierTracker], budget_rad: float, again: bool = True):
         super().__init__(node, plan, ports)
+        self._leader_ports = leader_ports
         self.correction = correction
         self._again, self._corrected = again, False
         self._make_tracker, self._budget = make_tracker, budget_rad
-        self.tracker = make_tracker(UNKNOWN_OFFSET_HZ)
-        self._band, self._x = plan.bands[node], plan.signals[node]
+        self.tracker = make_tracker()
+        self._bands, self._x = plan.bands[node], plan.signal
+        self._internal_var: tuple[np.ndarray, float] | None = None
+        self._delay_samples = 0.0
         self._direction_now: np.ndarray | None = None
         self._stage = ""
         self._sent: tuple[int, np.ndarray] | None = None
@@ -200,46 +199,52 @@ class FollowerRole(_SyncRole):
         if self._node not in slot.transmitters:
             return None
         if slot.purpose == FREQUENCY_PILOT:
-            return self._sounding().astype(np.complex64)
+            return self._sounding()
         if self._direction_now is None:
             return np.zeros((self._layout.num_ports, self._plan.burst.slot_samples), np.complex64)
         self._sent = start, self._direction_now
-        return self._plan.burst.samples(self._burst(self._direction_now[:, None] * self._x, self._band))
+        values = self._direction_now[:, None] * self._x
+        return self._plan.burst.samples(self._burst([values] * len(self._bands), self._bands))
 
     def receive(self, slot: Slot, grant: Grant, samples: np.ndarray) -> None:
         """Keep the leader's frequency bursts; learn the direction; measure the phase of a return."""
         self._stage = slot.purpose
         if slot.purpose == PHASE_PILOT:
             self._sent = None
-            self._direction_now = self._direction(samples, self._plan.leader, self._band)
+            self._direction_now = self._direction(samples, self._plan.leader, self._bands)
         elif slot.purpose == FREQUENCY_SIGNAL and self._node in self._plan.group(slot):
             quiet = samples[..., self._plan.burst.silence]
             noise_var = float(np.mean(np.abs(quiet) ** 2)) if quiet.size else np.nan
-            self._heard[grant.slot] = grant.start, self._received(samples, self._plan.whole), noise_var
+            self._heard[grant.slot] = grant.start, self._plan.burst.window(samples), noise_var
         elif slot.purpose == PHASE_RETURN and self._node in self._plan.group(slot) and self._sent is not None:
-            self._measure(grant, self._received(samples, self._band))
+            self._measure(grant, self._received(samples, self._bands))
 
-    def _measure(self, grant: Grant, received: np.ndarray) -> None:
+    def _measure(self, grant: Grant, received: list[np.ndarray]) -> None:
         """Estimate phase and residual offset at the middle between what was sent and what came back."""
         (sent, direction), start = self._sent, grant.start
-        plan = self._plan
+        plan, decimation = self._plan, self._bands[0].decimation
         returned = "matched" if plan.returns == "matched" else "conjugate"
-        estimate = sync.return_estimate(received, direction, self._x, self._band.decimation / plan.samp_rate,
-                                        joint=plan.joint, returned=returned)
+        estimate, self._delay_samples = phase_at_band_centre(
+            [sync.return_estimate(part, direction, self._x, decimation / plan.samp_rate, joint=plan.joint,
+                                  returned=returned) for part in received], self._bands)
+        variance = estimate.phase_std_rad**2
+        if returned == "matched":
+            # The estimate takes the leader's part, which it cannot see, to be as large as the follower's.
+            variance = variance / 2 * (1 + 10 ** (plan.leader_noise_db / 10))
         # Phase noise between the two transmissions: they see the oscillators at two times, the middle is in between.
-        walked = float(self.tracker.model.phase_rate) * (start - sent) / plan.samp_rate / 4
-        estimate = estimate._replace(phase_std_rad=np.sqrt(estimate.phase_std_rad**2 + walked + self._clock_var(start)))
-        within = plan.burst.useful_start + sync.centroid(self._x) * self._band.decimation
-        self._measured[grant.slot] = round((sent + start) / 2 + within), estimate
-        if plan.rounds > 1 and np.any(received):
-            self._direction_now = sync.next_direction(received, self._x)
+        variance = variance + float(self.tracker.model.phase_rate) * (start - sent) / plan.samp_rate / 4
+        within = plan.burst.useful_start + sync.centroid(self._x) * decimation
+        self._measured[grant.slot] = (round((sent + start) / 2 + within),
+                                      estimate._replace(phase_std_rad=np.sqrt(variance)))
+        if plan.rounds > 1 and all(np.any(part) for part in received):
+            self._direction_now = sync.dominant_direction(np.stack([part @ self._x for part in received], axis=-1))
 
-    def _clock_var(self, sample: int) -> float:
-        """What the sample clock adds to a phase measured away from band centre, where it turns c by 4 pi nu offset."""
-        clock = self.correction.clock
-        if clock is None:
+    def _internal_std(self) -> float:
+        """What the internal calibrations add to the phase between the arrays; it does not average out over time."""
+        if self._internal_var is None or self._direction_now is None:
             return 0.0
-        return float((4 * np.pi * self._band.centre / self._band.num_samples * clock.predicted_std(sample)) ** 2)
+        own, leader = self._internal_var
+        return float(np.sqrt(np.sum(np.abs(self._direction_now) ** 4 * own) + leader))
 
     def results(self, grants: Sequence[Grant]) -> dict[str, object] | None:
         """What a phase has measured; `update` applies it.
@@ -249,10 +254,12 @@ class FollowerRole(_SyncRole):
         dict
             `sample`: from which on the correction acts; `frequency_hz`, `frequency_std_hz`: offset left until then;
             `trusted`: whether it will be corrected; `event`: what became of the measurement. After the phase stage
-            also `phase_rad`, what is left at `sample`; `phase_std_rad`, predicted, of what remains; `measured_rad`,
-            `measured_std_rad`, `measured_sample` of the last measurement alone; `next_sample`, until when the predicted
-            deviation stays within the budget, and whether that is `feasible`; and the correction from `sample` on:
-            `turn_rad`, the phase that it adds to c there, `turn_hz`, how fast that turns.
+            also `phase_rad`, what is left at `sample`; `phase_std_rad`, predicted, of what remains, the internal
+            calibrations' part included; `measured_rad`, `measured_std_rad`, `measured_sample` of the last measurement
+            alone, `innovation`, its difference from the prediction over the deviation of that; `delay_samples` of the
+            follower's c (from two sub-bands); `next_sample`, until when the predicted deviation stays within the
+            budget, and whether that is `feasible`; and the correction from `sample` on: `turn_rad`, the phase that it
+            adds to c there, `turn_hz`, how fast that turns.
         """
         sample = grants[-1].start + self._plan.burst.slot_samples
         return self._frequency_results(sample) if self._stage == FREQUENCY_SIGNAL else self._phase_results(sample)
@@ -269,7 +276,8 @@ class FollowerRole(_SyncRole):
             trusted, event = False, "distorted"
         self._pending = (sample, 0.0, offset) if trusted else None
         if trusted:
-            self.tracker = self._make_tracker(std)
+            self.tracker = self._make_tracker()
+            self.tracker.measure_frequency(0.0, std)  # what the correction will leave
         return {"sample": sample, "frequency_hz": offset, "frequency_std_hz": std, "trusted": trusted, "event": event}
 
     def _distortion(self, received: np.ndarray, offset_hz: float, noise_var: float) -> float:
@@ -297,14 +305,19 @@ class FollowerRole(_SyncRole):
         phase, offset = float(found.phase_rad), float(found.frequency_hz)
         corrects = applied and (self._again or not self._corrected)
         self._pending = (sample, phase, offset) if corrects else None
-        following = self.tracker.next_synchronisation(self._budget, sample)
+        internal = self._internal_std()
+        left = np.sqrt(max(self._budget**2 - internal**2, (SMALLEST_SHARE * self._budget) ** 2))
+        following = self.tracker.next_synchronisation(left, sample)
         carrier, phase_change, change_hz = self.correction.carrier, phase * corrects, offset * corrects
         return {
             "sample": sample, "frequency_hz": offset, "frequency_std_hz": float(found.frequency_std_hz),
-            "phase_rad": phase, "phase_std_rad": float(found.phase_std_rad),
+            "phase_rad": phase, "phase_std_rad": float(np.hypot(found.phase_std_rad, internal)),
             "measured_rad": measured_phase, "measured_std_rad": measured_std, "measured_sample": at,
-            "trusted": applied, "event": str(self.tracker.events),
-            "next_sample": int(following.sample), "feasible": bool(following.feasible),
+            "innovation": float(self.tracker.innovation), "delay_samples": self._delay_samples,
+            "trusted": applied, "corrected": corrects,
+            "event": "measured" if applied and not corrects else str(self.tracker.events),
+            "next_sample": int(following.sample),
+            "feasible": bool(following.feasible) and internal < self._budget,
             "turn_rad": 2 * carrier.theta(sample) + carrier.phase_rad + phase_change,
             "turn_hz": 2 * (carrier.frequency_hz + change_hz),
         }
@@ -312,6 +325,11 @@ class FollowerRole(_SyncRole):
     def update(self, product: Product) -> None:
         """Apply what was measured, after the leader's phase has ended for all nodes."""
         super().update(product)
+        if "internal_std_rad" in product.values:
+            variance = np.asarray(product.values["internal_std_rad"]) ** 2
+            leader = variance[self._leader_ports]
+            # The leader's part along its own dominant direction, which spreads over all its ports.
+            self._internal_var = variance[self._ports], float(leader.mean() / leader.size)
         if product.phase not in (FREQUENCY, PHASE) or self._pending is None:
             return
         sample, phase, offset = self._pending
@@ -323,12 +341,3 @@ class FollowerRole(_SyncRole):
             self._corrected = True
             self.tracker.retune(offset, sample)
             self.tracker.advance(phase)
-
-
-def sounded_channel(samples: np.ndarray, layout: SlotLayout) -> np.ndarray:
-    """Channel (receiving ports, sending ports, subcarriers) from a received sounding, whatever the sender's carrier."""
-    windows = [(layout.symbol, layout.useful_start(port)) for port in range(layout.num_ports)]
-    parts = [sounding.prefix_correlation(samples, *window, layout.advance_samples) for window in windows]
-    turn, energy = (sum(part[k].sum() for part in parts) for k in range(2))
-    return np.stack([sounding.channel_estimate(sounding.hold_carrier(samples, *window, turn, energy), *window)
-                     for window in windows], axis=1)

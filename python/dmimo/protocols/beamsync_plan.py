@@ -68,6 +68,8 @@ class BeamSyncPlan:
         Largest frequency offset that is searched for.
     num_subbands : int
         Sub-bands of the sounding within which the channel is flat.
+    leader_noise_db : float
+        Noise of the leader's receiver over that of the followers', for the deviation of a matched return.
     seed : int
         Of the Gaussian waveform.
     """
@@ -88,6 +90,7 @@ class BeamSyncPlan:
     joint: bool = True
     max_offset_hz: float | None = None
     num_subbands: int = 1
+    leader_noise_db: float = 0.0
     seed: int = 1
 
     def __post_init__(self):
@@ -122,15 +125,21 @@ class BeamSyncPlan:
         return sync_waveform(self.waveform, self.burst.num_samples, seed=self.seed)
 
     @cached_property
-    def bands(self) -> dict[str, SubBand]:
-        """Sub-band of each follower in the phase stage."""
-        return {name: band for group in self.groups for name, band in
-                zip(group, allocate_subbands(self.burst.num_samples, len(group), self.guard_bins), strict=True)}
+    def bands(self) -> dict[str, tuple[SubBand, ...]]:
+        """Sub-bands of each follower in the phase stage: the whole, or two on either side of band centre.
+
+        Two tell the phase at band centre from what a clock offset or a loop delay turns over the band.
+        """
+        if self.multiplexing == "sequence":
+            return {name: (self.whole,) for name in self.followers}
+        parts = allocate_subbands(self.burst.num_samples, 2 * len(self.followers), self.guard_bins)
+        return {name: (parts[k], parts[-1 - k]) for k, name in enumerate(self.followers)}
 
     @cached_property
-    def signals(self) -> dict[str, np.ndarray]:
-        """Waveform of each follower as samples of its sub-band, of mean power 1."""
-        return {name: sync_waveform(self.waveform, band.width, seed=self.seed) for name, band in self.bands.items()}
+    def signal(self) -> np.ndarray:
+        """Waveform of the phase stage as samples of a sub-band, of mean power 1."""
+        width = next(iter(self.bands.values()))[0].width
+        return sync_waveform(self.waveform, width, seed=self.seed)
 
     def group(self, slot: Slot) -> tuple[str, ...]:
         """Followers that a slot of stage II or III serves."""
@@ -187,6 +196,7 @@ def resource_grid(plan: BeamSyncPlan) -> list[Allocation]:
             continue
         for name in plan.group(slot):
             sender = name if slot.purpose == PHASE_SIGNAL else plan.leader
-            bins = (plan.whole if slot.purpose == FREQUENCY_SIGNAL else plan.bands[name]).bins
-            blocks.append(Allocation(slot.purpose, sender, name, index, 1, int(bins[0]), int(bins[-1])))
+            for band in (plan.whole,) if slot.purpose == FREQUENCY_SIGNAL else plan.bands[name]:
+                first, last = int(band.bins[0]), int(band.bins[-1])
+                blocks.append(Allocation(slot.purpose, sender, name, index, 1, first, last))
     return blocks
