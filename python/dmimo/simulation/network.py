@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .beams import BeamTimeline
 from .channel import Channel
 from .clocks import NodeClocks
 from .faults import Fault, FaultInjector
@@ -14,7 +15,6 @@ from .node import SimulatedNode
 from .noise import GRID, ReceiverNoise
 from .oscillators import OscillatorBank
 from .propagation import Propagation, Site
-from .timeline import Timeline
 
 __all__ = ["Network", "SimulatedNode"]
 
@@ -75,12 +75,11 @@ class Network:
         self._slices = [slice(a, b) for a, b in itertools.pairwise(first)]
         self.num_ports = first[-1]
         self._ports_per_node = [node.num_ports for node in self.nodes]
-        self._num_beams = np.repeat([node.panel.num_beams for node in self.nodes], self._ports_per_node)
         self._draw_channel(propagation)
         sizes = (self._slices, _CHUNK_BLOCKS * block_samples, block_samples, self.channel.latency_samples)
         self._clocks = NodeClocks({node.name: node.clock for node in self.nodes}, *sizes)
         self.latency_samples = self._clocks.tx_latency + self.channel.latency_samples + self._clocks.rx_latency
-        self._beams = Timeline()
+        self._beams = BeamTimeline({node.name: (node.num_ports, node.panel.num_beams) for node in self.nodes})
         self._noise = self._make_noise(seed)
         self.takes_runs = not (self.has_memory or any(fault.is_physical for fault in faults))
         self._faults = FaultInjector(faults, dict(zip(self.names, self._slices, strict=True)))
@@ -211,7 +210,7 @@ class Network:
             self._flush(start)
         self._clocks.set_shifts(start, shifts)
         num, size = len(x[0]), self.block_samples
-        self._switch_beams(start, num, beams)
+        self._beams.switch(start, num, beams)
         taken = written = 0
         while True:
             count = min(num - taken, self._x.shape[1] - self._filled)
@@ -236,23 +235,6 @@ class Network:
             row[at : at + count] = samples[first : first + count]
         self._filled += count
         self._faults.silence(self._x[:, at : self._filled], self._base + at)
-
-    def _switch_beams(self, start: int, num: int, beams: np.ndarray) -> None:
-        """Take the beams of `num` samples from `start` on: (P,), or (n, P) of n slots."""
-        beams = np.asarray(beams, dtype=np.int64)
-        if beams.shape[-1:] != (self.num_ports,) or beams.ndim > 2:
-            raise ValueError(f"beams has shape {beams.shape}, not ({self.num_ports},) or (slots, {self.num_ports})")
-        if beams.ndim == 1 and self._beams.holds(beams):
-            return
-        # Negative ones are huge as unsigned numbers: one comparison for both limits.
-        if (beams.view(np.uint64) >= self._num_beams.view(np.uint64)).any():
-            *slot, port = np.argwhere((beams < 0) | (beams >= self._num_beams))[0]
-            name, last = np.repeat(self.names, self._ports_per_node)[port], self._num_beams[port] - 1
-            raise ValueError(f"beam {beams[*slot, port]} of node {name} must be within 0 ... {last}")
-        slots = [beams] if beams.ndim == 1 else beams
-        for k, each in enumerate(slots):
-            if not self._beams.holds(each):
-                self._beams.set(start + k * (num // len(slots)), each)
 
     def _compute(self, num: int) -> np.ndarray:
         """Return what is received in the next `num` samples (whole blocks); silence follows what has been taken."""
@@ -320,8 +302,8 @@ class Network:
             window = signal[:, first : first + size]
             if channel.has_memory:
                 window = self._s[:, first : first + self._past + size]
-            received = list(self._overlaps(start, start + size, self.latency_samples - self._clocks.rx_latency))
-            sent = list(self._overlaps(start - self._past, start + size, self._clocks.tx_latency))
+            received = list(self._beams.overlaps(start, start + size, self.latency_samples - self._clocks.rx_latency))
+            sent = list(self._beams.overlaps(start - self._past, start + size, self._clocks.tx_latency))
             for a, b, rx_beams in received:
                 total = 0
                 for c, d, tx_beams in sent:
@@ -344,13 +326,6 @@ class Network:
         for a, b, beams in stretches:
             matrices += [self.channel.matrix(beams, beams)] * ((b - a) // size)
         return np.array(matrices)
-
-    def _overlaps(self, first: int, last: int, delay: int):
-        """Yield (from, to, beams) of each stretch of constant beams, `delay` later, relative to sample `first`."""
-        for start, end, beams in self._beams.stretches():
-            a, b = max(start + delay, first), min(end + delay, last)
-            if a < b:
-                yield a - first, b - first, beams
 
     def _receive(self, y: np.ndarray) -> None:
         """Add to y (P, num) what the receivers do: dead ports, noise, converters, faults."""
