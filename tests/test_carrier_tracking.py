@@ -1,101 +1,19 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 import numpy as np
 import pytest
-from gnuradio.dmimo.core.carrier_model import HORIZON_S, MAX_INNOVATION_STD_RAD, CarrierModel, wrap
-from gnuradio.dmimo.core.carrier_tracking import (
-    CarrierTracker,
-    gain_budget,
-    gain_loss_db,
-    resynchronisation_interval,
-    steady_state_std_rad,
+from carrier_pairs import (
+    NODE,
+    PAIR,
+    SAMP_RATE,
+    STD_HZ,
+    STD_RAD,
+    SimulatedPairs,
+    mean_and_deviation,
+    run_tracker,
+    steps_of,
 )
-from gnuradio.dmimo.simulation.oscillators import Oscillator, OscillatorBank
-from scipy.integrate import solve_ivp
-
-SAMP_RATE = 1e6
-GRID = 256
-# Of one node; the pair has twice the linewidth and sqrt(2) times the drift and the offset.
-NODE = {"linewidth_hz": 2e-4, "drift_hz": 0.03, "drift_period_s": 20.0}
-PAIR = {"linewidth_hz": 4e-4, "drift_hz": 0.03 * np.sqrt(2), "drift_period_s": 20.0}
-OFFSET_HZ = 2.0
-STD_RAD, STD_HZ = 0.03, 0.05
-
-
-class SimulatedPairs:
-    """phi and f of many pairs of the simulation's oscillators, at grid blocks; shares no code with the tracker."""
-
-    def __init__(self, num_pairs, seed, offset_hz=OFFSET_HZ, **changes):
-        rng = np.random.default_rng(seed)
-        settings = {**NODE, **changes}
-        cfo = rng.normal(0, offset_hz, (num_pairs, 2))
-
-        def bank(**options):
-            nodes = [Oscillator(samp_rate=SAMP_RATE, seed_key=(seed, *place), cfo_hz=cfo[place], **options)
-                     for place in np.ndindex(num_pairs, 2)]
-            return OscillatorBank(nodes, 1)
-
-        self._all, self._smooth = bank(**settings), bank(**{**settings, "linewidth_hz": 0.0})
-
-    def phi(self, block):
-        """2 (theta_leader - theta_follower) at sample 256 block."""
-        theta = self._all.grid_phase(block, 1)[0][:, 0].reshape(-1, 2)
-        return 2.0 * (theta[:, 0] - theta[:, 1])
-
-    def frequency_hz(self, block):
-        """f_leader - f_follower, mean over the grid block, without phase noise."""
-        turn = [self._smooth.grid_phase(b, 1)[0][:, 0].reshape(-1, 2).copy() for b in (block, block + 1)]
-        turned = np.diff(turn[1] - turn[0], axis=1)[:, 0]
-        return -wrap(turned) / (2 * np.pi * GRID / SAMP_RATE)
-
-
-def run_tracker(pairs, num_pairs, blocks, seed, *, std_hz=STD_HZ, offset_hz=OFFSET_HZ, **changes):
-    """Track all pairs over exchanges at `blocks`: errors and predicted deviations of phi and f just before each."""
-    rng = np.random.default_rng((seed, 1))
-    tracker = CarrierTracker(SAMP_RATE, **{**PAIR, **changes}, offset_std_hz=offset_hz * np.sqrt(2), shape=(num_pairs,))
-    errors, deviations = [], []
-    for block in blocks:
-        phi, f = pairs.phi(block), pairs.frequency_hz(block)
-        known = tracker.predict(GRID * block)
-        errors.append([wrap(known.phase_rad - phi), known.frequency_hz - f])
-        deviations.append([known.phase_std_rad, known.frequency_std_hz])
-        tracker.update(wrap(phi + rng.normal(0, STD_RAD, num_pairs)), STD_RAD, GRID * block,
-                       f + rng.normal(0, 1, num_pairs) * (std_hz if np.isfinite(std_hz) else 0), std_hz)
-    return np.array(errors), np.array(deviations), tracker
-
-
-def mean_and_deviation(x):
-    """Mean over axis 0 of independent pairs, and its standard error."""
-    return x.mean(axis=0), x.std(axis=0, ddof=1) / np.sqrt(len(x))
-
-
-def steps_of(interval_s, count, first_s=0.01):
-    """Grid blocks of an exchange soon after the first one, to find the frequency, then `count` at the interval."""
-    return np.cumsum(np.rint(np.array([1.0, first_s, 0.1, 0.4, *[interval_s] * count]) * SAMP_RATE / GRID).astype(int))
-
-
-def test_the_discretisation_equals_the_integrated_differential_equations():
-    model = CarrierModel(0.3, 0.7, 4.0)
-    drift = np.array([[0, 4 * np.pi, 0], [0, -1 / 4.0, 1 / 4.0], [0, 0, 0]])
-    diffusion = np.diag([8 * np.pi * 0.3, 2 * 0.7**2 / 4.0, 0])
-
-    def slope(_, packed):
-        transition, covariance = packed.reshape(2, 3, 3)
-        return np.stack([drift @ transition, drift @ covariance + covariance @ drift.T + diffusion]).ravel()
-
-    for interval in (1e-3, 0.399, 0.401, 3.0, 30.0):
-        start = np.stack([np.eye(3), np.zeros((3, 3))]).ravel()
-        solution = solve_ivp(slope, (0, interval), start, rtol=1e-11, atol=1e-16)
-        transition, covariance = solution.y[:, -1].reshape(2, 3, 3)
-        np.testing.assert_allclose(model.transition(interval), transition, rtol=1e-7, atol=1e-12)
-        np.testing.assert_allclose(model.noise(interval), covariance, rtol=1e-6, atol=1e-13)
-
-
-def test_two_steps_are_one_long_step():
-    model = CarrierModel([0.3, 0.0], [0.7, 0.2], [4.0, 1e5])
-    first, second = model.transition(1.3), model.transition(0.4)
-    np.testing.assert_allclose(second @ first, model.transition(1.7), rtol=1e-10)
-    both = second @ model.noise(1.3) @ np.swapaxes(second, -2, -1) + model.noise(0.4)
-    np.testing.assert_allclose(both, model.noise(1.7), rtol=1e-8, atol=1e-14)
+from gnuradio.dmimo.core.carrier_model import HORIZON_S, MAX_INNOVATION_STD_RAD, CarrierModel, wrap
+from gnuradio.dmimo.core.carrier_tracking import CarrierTracker
 
 
 def test_without_noise_phase_and_frequency_are_exact_after_two_exchanges_and_for_hours():
@@ -190,64 +108,6 @@ def test_the_consistency_test_sees_a_wrong_model(wrong):
     assert mean - 1 > 6 * error
 
 
-@pytest.mark.parametrize(("budget", "std_hz"), [(0.15, STD_HZ), (0.3, np.inf)])
-def test_exchanges_at_the_planned_interval_keep_the_budget_and_use_it(budget, std_hz):
-    interval = resynchronisation_interval(budget, measurement_std_rad=STD_RAD, frequency_std_hz=std_hz, **PAIR)
-    num_pairs = 400
-    blocks = steps_of(interval, 30)
-    # The constant part of the offset is known in the steady state; learning it takes several drift periods.
-    pairs = SimulatedPairs(num_pairs, 23, offset_hz=1e-6)
-    errors, _, _ = run_tracker(pairs, num_pairs, blocks, 23, std_hz=std_hz, offset_hz=1e-6)
-    mean, error = mean_and_deviation((errors[14:, 0] ** 2).mean(axis=0) / budget**2)
-    assert abs(mean - 1) < 4 * error < 0.25
-
-
-def test_the_interval_has_its_closed_forms():
-    common = {"frequency_std_hz": np.inf, "drift_period_s": 50.0}
-    budget, std, linewidth = 0.1, 0.04, 0.02
-    found = resynchronisation_interval(budget, measurement_std_rad=std, linewidth_hz=linewidth, drift_hz=0.0, **common)
-    rate = 8 * np.pi * linewidth
-    np.testing.assert_allclose(found, budget**4 / (rate * (budget**2 + std**2)), rtol=1e-9)
-    # Exact measurements of both: what is left is what the oscillator does in one interval.
-    exact = {"measurement_std_rad": 0.0, "frequency_std_hz": 0.0, "linewidth_hz": linewidth, "drift_hz": 0.1,
-             "drift_period_s": 50.0}
-    found = resynchronisation_interval(budget, **exact)
-    np.testing.assert_allclose(CarrierModel(linewidth, 0.1, 50.0).noise(found)[0, 0], budget**2, rtol=1e-8)
-
-
-def test_the_steady_state_is_where_the_filter_ends():
-    tracker = CarrierTracker(SAMP_RATE, **PAIR, offset_std_hz=1.0)
-    interval = 700_000
-    for k in range(400):
-        tracker.update(0.0, STD_RAD, k * interval, 0.0, STD_HZ)
-    # After n exchanges the constant part of the offset is known to about drift / sqrt(n times interval over period).
-    np.testing.assert_allclose(
-        tracker.predicted_std_rad(400 * interval),
-        steady_state_std_rad(0.7, measurement_std_rad=STD_RAD, frequency_std_hz=STD_HZ, **PAIR), rtol=2e-3)
-
-
-def test_the_interval_falls_with_drift_linewidth_and_measurement_error_and_grows_with_the_budget():
-    base = {"measurement_std_rad": 0.03, "frequency_std_hz": 0.5, "linewidth_hz": 2e-4, "drift_hz": 0.05,
-            "drift_period_s": 20.0}
-    interval = resynchronisation_interval(0.1, **base)
-    for name, change in [("drift_hz", 0.1), ("linewidth_hz", 4e-4), ("measurement_std_rad", 0.05)]:
-        assert resynchronisation_interval(0.1, **{**base, name: change}) < 0.95 * interval
-    assert resynchronisation_interval(0.2, **base) > 1.5 * interval
-    assert resynchronisation_interval(0.1, **{**base, "drift_hz": 0.0, "linewidth_hz": 0.0}) == HORIZON_S
-
-
-def test_budgets_that_cannot_be_met_raise_with_what_can():
-    model = {"measurement_std_rad": 0.05, "frequency_std_hz": 1.0, "linewidth_hz": 1.0, "drift_hz": 1.0,
-             "drift_period_s": 10.0}
-    with pytest.raises(ValueError, match=r"exchanges every shortest_s=0\.1 s leave 1\.6"):
-        resynchronisation_interval(0.05, shortest_s=0.1, **model)
-    for budget in (0.0, -1.0, np.nan, MAX_INNOVATION_STD_RAD):
-        with pytest.raises(ValueError, match="budget_rad="):
-            resynchronisation_interval(budget, **model)
-    with pytest.raises(ValueError, match="linewidth_hz=-1"):
-        resynchronisation_interval(0.1, **{**model, "linewidth_hz": -1.0})
-
-
 def test_the_next_synchronisation_is_the_last_sample_within_the_budget():
     tracker = CarrierTracker(SAMP_RATE, linewidth_hz=[0.01, 0.1, 0.0], offset_std_hz=1.0, shape=(3,))
     before = tracker.next_synchronisation(0.2, 77)
@@ -264,22 +124,6 @@ def test_the_next_synchronisation_is_the_last_sample_within_the_budget():
     late = tracker.next_synchronisation(0.2, plan.sample + 5)
     np.testing.assert_array_equal(late.sample, plan.sample + 5)
     assert not late.feasible.any()
-
-
-def test_its_own_plans_lead_a_tracker_to_the_steady_state_where_even_intervals_never_get():
-    model = {"linewidth_hz": 1e-5, "drift_hz": 0.014, "drift_period_s": 30.0}
-    interval = resynchronisation_interval(0.2, measurement_std_rad=0.005, frequency_std_hz=0.1, **model)
-    planned, even = (CarrierTracker(SAMP_RATE, offset_std_hz=1e-3, **model) for _ in range(2))
-    sample, events = 0, []
-    for k in range(40):
-        planned.update(0.0, 0.005, sample, 0.0, 0.1)
-        even.update(0.0, 0.005, round(1.4 * k * interval * SAMP_RATE), 0.0, 0.1)
-        events.append((str(planned.events), str(even.events)))
-        before, sample = sample, int(planned.next_synchronisation(0.2, sample).sample)
-    assert {name for name, _ in events[1:]} == {"applied"}
-    np.testing.assert_allclose((sample - before) / SAMP_RATE, interval, rtol=0.02)
-    # At 1.4 times the interval the steady state would be 0.32 rad, well within what can be unwrapped.
-    assert {name for _, name in events[1:]} == {"restarted"}
 
 
 def test_budgets_beyond_unwrapping_are_planned_as_what_can_be_unwrapped():
@@ -380,23 +224,147 @@ def test_phase_noise_within_a_burst_is_part_of_its_errors():
     np.testing.assert_allclose(known.frequency_std_hz, np.sqrt(np.mean(slope**2)), rtol=0.07)
 
 
-@pytest.mark.parametrize("leader", [True, False])
-@pytest.mark.parametrize("num_nodes", [2, 3, 12])
-def test_gain_loss_is_the_mean_of_drawn_phases_and_the_budget_inverts_it(leader, num_nodes):
-    rng = np.random.default_rng(num_nodes)
-    errors = 0.5 * rng.standard_normal((100_000, num_nodes))
-    if leader:
-        errors[:, 0] = 0.0
-    power = np.abs(np.exp(1j * errors).sum(axis=1)) ** 2 / num_nodes**2
-    mean, error = mean_and_deviation(power)
-    assert abs(10 ** (-gain_loss_db(0.5, num_nodes, leader=leader) / 10) - mean) < 4 * error
-    for std in (1e-6, 0.01, 0.3, 1.5):
-        loss = gain_loss_db(std, num_nodes, leader=leader)
-        np.testing.assert_allclose(gain_budget(loss, num_nodes, leader=leader), std, rtol=1e-3 if std < 1e-3 else 1e-9)
-    assert gain_budget(10 * np.log10(num_nodes) + 0.01, num_nodes, leader=leader) == np.inf
-    assert gain_budget(0.0, num_nodes, leader=leader) == 0.0
+def measured_and_planned(drift_hz, drift_period_s, count, *, num_pairs=4000, std_hz=1e-3, budget_rad=0.5):
+    """Squares (count, pairs) of the normalised errors of phi before exchanges that trackers plan after a frequency.
+
+    The pairs are drawn from `CarrierModel` itself: the sinusoids of the simulation's oscillators only come near it.
+    """
+    rng = np.random.default_rng(31)
+    options = {"linewidth_hz": 2e-6, "drift_hz": drift_hz, "drift_period_s": drift_period_s}
+    tracker = CarrierTracker(SAMP_RATE, offset_std_hz=1e6, shape=(num_pairs,), **options)
+    model = CarrierModel(**options)
+    mean = rng.normal(0, 3.0, num_pairs)
+    truth = np.stack([rng.uniform(0, 6, num_pairs), mean + rng.normal(0, drift_hz, num_pairs), mean], axis=1)
+    tracker.measure_frequency(truth[:, 1] + rng.normal(0, std_hz, num_pairs), std_hz)
+    sample, squares = 1000, []
+    for _ in range(count + 1):
+        known = tracker.predict(sample)
+        squares.append((wrap(known.phase_rad - truth[:, 0]) / known.phase_std_rad) ** 2)
+        tracker.update(wrap(truth[:, 0] + rng.normal(0, STD_RAD, num_pairs)), STD_RAD, sample)
+        # All trackers plan alike: the covariance does not depend on what is measured.
+        following = int(tracker.next_synchronisation(budget_rad, sample).sample[0])
+        interval, sample = (following - sample) / SAMP_RATE, following
+        walked = rng.normal(size=(num_pairs, 2)) @ np.linalg.cholesky(model.noise(interval)[:2, :2]).T
+        truth = truth @ model.transition(interval).T
+        truth[:, :2] += walked
+    assert np.all(tracker.events == "applied")
+    return np.array(squares[1:])
 
 
-def test_twenty_degrees_cost_less_than_one_decibel():
-    assert gain_loss_db(np.radians(20), 1000) < 1.0
-    assert gain_loss_db(np.radians(20), 31, leader=False) < 1.0
+@pytest.mark.parametrize(("drift_hz", "drift_period_s"), [(0.02, 1.0), (0.05, 60.0)])
+def test_errors_before_each_exchange_after_a_measured_frequency_are_as_predicted(drift_hz, drift_period_s):
+    for squares in measured_and_planned(drift_hz, drift_period_s, 8):
+        mean, error = mean_and_deviation(squares)
+        assert abs(mean - 1) < 4 * error < 0.1
+
+
+def covariance_of(tracker):
+    """Of [f, m] at the last update, from what the tracker predicts of f at three later times."""
+    model, times = tracker.model, np.array([0.0, 0.5, 2.0]) * float(tracker.model.drift_period_s)
+    rows, values = [], []
+    for interval in times:
+        a, b = model.transition(interval)[1, 1:]
+        rows.append([a * a, 2 * a * b, b * b])
+        std = tracker.predict(interval * SAMP_RATE).frequency_std_hz
+        values.append(std**2 - model.noise(interval)[1, 1])
+    return np.linalg.solve(rows, values)
+
+
+@pytest.mark.parametrize("with_phase", [True, False])
+def test_a_measured_frequency_tells_the_moment_exactly_and_the_mean_within_the_drift(with_phase):
+    std, drift = 1e-3, 0.02
+    tracker = CarrierTracker(SAMP_RATE, linewidth_hz=0.0, drift_hz=drift, drift_period_s=5.0, offset_std_hz=1e6)
+    if with_phase:
+        tracker.update(0.1, 0.01, 0, 321.5, std)
+    else:
+        tracker.measure_frequency(321.5, std)
+        np.testing.assert_allclose([tracker.predict(0).frequency_hz, tracker.predict(0).frequency_std_hz], [321.5, std],
+                                   rtol=1e-12)
+        tracker.update(0.1, 0.01, 0)
+    np.testing.assert_allclose(covariance_of(tracker), [std**2, std**2, std**2 + drift**2], rtol=1e-6)
+    np.testing.assert_allclose(tracker.predict(100 * SAMP_RATE).frequency_hz, 321.5, rtol=1e-12)
+
+
+def test_frequencies_measured_one_after_another_are_their_weighted_mean():
+    tracker = CarrierTracker(SAMP_RATE, linewidth_hz=0.0, drift_hz=0.02, offset_std_hz=[1e6, 1e6, 0.1], shape=(3,))
+    tracker.measure_frequency([3.0, np.nan, 0.3], [0.2, 0.1, 0.1])
+    tracker.measure_frequency([4.0, 4.0, 7.0], [0.1, 0.1, np.inf])
+    known = tracker.predict(0)
+    np.testing.assert_allclose(known.frequency_hz, [3.8, 4.0, 0.3 * 0.0104 / 0.0204], rtol=1e-9)
+    np.testing.assert_allclose(known.frequency_std_hz, [0.2 / np.sqrt(5), 0.1, np.sqrt(0.0104 / 2.04)], rtol=1e-9)
+
+
+def test_frequencies_are_measured_before_the_first_phase():
+    tracker = CarrierTracker(SAMP_RATE, linewidth_hz=0.01, offset_std_hz=1e6, shape=(2,))
+    tracker.update(0.0, 0.01, 0, trusted=[True, False])
+    tracker.measure_frequency(1.0, [np.inf, 0.1])
+    np.testing.assert_allclose(tracker.predict(0).frequency_hz, [0.0, 1.0])
+    with pytest.raises(ValueError, match="must be measured before the first phase"):
+        tracker.measure_frequency(1.0, 0.1)
+    with pytest.raises(ValueError, match="must not be negative"):
+        tracker.measure_frequency(1.0, -0.1)
+
+
+def lose(tracker, *frequency):
+    """Three phases that do not fit, from 7.0 s on: the last one gives up the track."""
+    for sample in (7_000_000, 7_000_001, 7_000_002):
+        tracker.update(-2.0, 0.001, sample, *frequency)
+    assert tracker.events == "lost"
+    return tracker.predict(7_000_002)
+
+
+def test_a_lost_track_starts_from_the_measured_frequency_as_old_as_it_is():
+    std, drift, period = 1e-3, 0.003, 5.0
+    tracker = CarrierTracker(SAMP_RATE, linewidth_hz=1e-4, drift_hz=drift, drift_period_s=period, offset_std_hz=1e6)
+    tracker.measure_frequency(10.3, std)
+    tracker.update(0.3, 0.001, 1_000_000)
+    tracker.retune(10.0, 1_500_000)
+    tracker.update(tracker.predict(6_900_000).phase_rad, 0.01, 6_900_000)
+    known, aged = lose(tracker), 1 - np.exp(-6.000002 / period)
+    # f then and now share m: var (f_now - f_then) = 2 drift^2 (1 - exp(-t / T)).
+    np.testing.assert_allclose(known.frequency_std_hz, np.sqrt(std**2 + 2 * drift**2 * aged), rtol=1e-9)
+    np.testing.assert_allclose(known.frequency_hz, 0.3, rtol=1e-9)
+
+
+def test_a_lost_track_whose_frequency_has_jumped_starts_from_the_new_one():
+    tracker = CarrierTracker(SAMP_RATE, linewidth_hz=1e-4, drift_hz=0.001, drift_period_s=5.0, offset_std_hz=1e6)
+    tracker.measure_frequency(0.0, 1e-3)
+    tracker.update(0.3, 0.001, 1_000_000)
+    known = lose(tracker, 4.0, 0.1)
+    np.testing.assert_allclose([known.frequency_hz, known.frequency_std_hz], [4.0, 0.1], rtol=1e-9)
+    tracker.update(-2.0, 0.001, 7_000_002, 4.0, 0.1)
+    assert tracker.events == "applied"
+
+
+def innovations(seed, **changes):
+    """Squares (exchanges, pairs) of the innovations of trackers of `PAIR`, of pairs of oscillators with changes."""
+    num_pairs, blocks, squares = 400, steps_of(0.5, 25), []
+    run_tracker(SimulatedPairs(num_pairs, seed, **changes), num_pairs, blocks, seed,
+                after=lambda tracker: squares.append(tracker.innovation**2))
+    return np.array(squares)
+
+
+def test_innovations_have_unit_variance_and_more_when_the_oscillators_are_worse():
+    right = innovations(41)
+    assert np.all(np.isnan(right[0]))
+    mean, error = mean_and_deviation(right[4:].mean(axis=0))
+    assert abs(mean - 1) < 4 * error < 0.1
+    worse = innovations(41, linewidth_hz=10 * NODE["linewidth_hz"])
+    mean, error = mean_and_deviation(np.nanmean(worse[4:], axis=0))
+    assert mean - 1 > 10 * error
+
+
+def test_innovations_are_those_of_phases_that_can_be_unwrapped():
+    tracker = CarrierTracker(SAMP_RATE, linewidth_hz=0.01, offset_std_hz=0.1)
+    rate = 8 * np.pi * 0.01 * 0.1 + (4 * np.pi * 0.1 * 0.1) ** 2
+    for phase, sample, trusted, innovation, event in [
+        (3.1, 0, True, np.nan, "started"), (3.1, 100_000, False, np.nan, "untrusted"),
+        (-3.1, 100_000, True, (2 * np.pi - 6.2) / np.sqrt(0.02**2 * 2 + rate), "applied"),
+        (-3.1, 0, True, np.nan, "late"), (-3.1, 10**9, True, np.nan, "restarted"),
+    ]:
+        tracker.update(phase, 0.02, sample, trusted=trusted)
+        assert tracker.events == event
+        np.testing.assert_allclose(tracker.innovation, innovation, rtol=1e-9)
+    tracker.update(0.0, 0.02, 10**9)
+    assert tracker.events == "gated"
+    np.testing.assert_allclose(tracker.innovation, 3.1 / np.sqrt(2 * 0.02**2), rtol=1e-9)

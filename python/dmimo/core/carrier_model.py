@@ -89,12 +89,24 @@ class CarrierModel:
         out[..., FREQUENCY, FREQUENCY] = power * lost * (2.0 - lost)
         return out
 
-    def frequency_prior(self, offset_std_hz: ArrayLike) -> NDArray:
-        """Covariance (..., 2, 2) of [f, m] when m is N(0, offset_std_hz^2) and the wander is stationary."""
-        offset, wander = np.broadcast_arrays(np.asarray(offset_std_hz, float) ** 2, np.asarray(self.drift_hz) ** 2)
-        out = np.empty((*offset.shape, 2, 2))
-        out[...] = offset[..., None, None]
-        out[..., 0, 0] += wander
+    def frequency_prior(self, offset_std_hz: ArrayLike, frequency_std_hz: ArrayLike = np.inf) -> NDArray:
+        """Covariance (..., 2, 2) of [f, m] when m is N(0, offset_std_hz^2), the wander stationary and f was measured.
+
+        What was measured is the frequency of that moment, f = m + u. With ``A = offset_std_hz^2``, ``d = drift_hz`` and
+        ``v = frequency_std_hz^2`` (inf: not measured, otherwise positive)::
+
+            var f = (A + d^2) v / (A + d^2 + v),  cov(f, m) = A v / (A + d^2 + v),  var m = A (d^2 + v) / (A + d^2 + v),
+
+        which for a wide A are v, v and v + d^2. Their first column over v, times the innovation, changes the means.
+        These products lose no digits; a Kalman update of a matrix with the element A + d^2 does where A is wide.
+        """
+        offset, wander = np.asarray(offset_std_hz, float) ** 2, np.asarray(self.drift_hz, float) ** 2
+        variance = np.asarray(frequency_std_hz, float) ** 2
+        share = 1.0 / (1.0 + (offset + wander) / variance)
+        out = np.empty((*np.broadcast_shapes(share.shape, wander.shape), 2, 2))
+        out[..., 0, 0] = (offset + wander) * share
+        out[..., 0, 1] = out[..., 1, 0] = offset * share
+        out[..., 1, 1] = offset * share * (1.0 + wander / variance)
         return out
 
     def _parts(self, interval_s: ArrayLike) -> tuple[NDArray, NDArray, NDArray]:

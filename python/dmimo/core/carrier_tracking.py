@@ -58,13 +58,17 @@ class CarrierTracker:
     After each `update`, `events` (...) says in a word what became of it: "applied"; "started", the first one;
     "restarted", the phase was too uncertain to unwrap; "lost", the innovation was beyond `GATE` standard deviations for
     the `MAX_GATED`-th time in a row, and phase and frequency were started anew; "gated", beyond and not applied;
-    "untrusted", flagged or not finite, and "late", older than the track: not applied.
+    "untrusted", flagged or not finite, and "late", older than the track: not applied. `innovation` (...) is the wrapped
+    innovation of its phase over its predicted standard deviation, white and of unit variance while the oscillators are
+    as assumed, larger when they are worse: finite after "applied", after "gated" and "lost" where the phase could be
+    unwrapped, otherwise nan.
 
     Parameters
     ----------
     samp_rate : samples per second; all times are absolute samples of the network, fractions allowed.
     linewidth_hz, drift_hz, drift_period_s : of the difference of leader and follower, as in `CarrierModel`.
-    offset_std_hz : standard deviation of the constant part of f, about zero, before any measurement.
+    offset_std_hz : standard deviation of the constant part m of f, about zero, before any measurement; wide where
+        nothing is known. A measured frequency is no m: it goes into `measure_frequency`.
     shape : of the followers; every argument and result broadcasts to it.
     """
 
@@ -84,15 +88,17 @@ class CarrierTracker:
         self.model = CarrierModel(*(np.broadcast_to(np.asarray(part, float), shape)
                                     for part in (linewidth_hz, drift_hz, drift_period_s)))
         self._shape = shape
-        self._prior = np.broadcast_to(self.model.frequency_prior(offset_std_hz), (*shape, 2, 2))
-        self._prior_hz = np.zeros(shape)
-        self._sample = np.zeros(shape)
-        self._state = np.zeros((*shape, 3))
-        self._covariance = np.zeros((*shape, 3, 3))
-        self._covariance[..., 1:, 1:] = self._prior
+        self._offset_std_hz = np.broadcast_to(np.asarray(offset_std_hz, float), shape)
+        self._offset_hz = np.zeros(shape)
+        self._start = self._sample = np.zeros(shape)
+        # What was known before the first phase, and whether a frequency was measured then.
+        self._before = self._from_offset(np.zeros(shape), np.full(shape, np.inf))
+        self._measured = np.zeros(shape, bool)
+        self._state, self._covariance = (part.copy() for part in self._before)
         self._gated = np.zeros(shape, int)
         self.started = np.zeros(shape, bool)
         self.events = np.full(shape, "", "U9")
+        self.innovation = np.full(shape, np.nan)
 
     def predict(self, sample: ArrayLike) -> Prediction:
         """What is known about phi and f at `sample`, not before the last update; the track stays as it is."""
@@ -104,6 +110,33 @@ class CarrierTracker:
     def predicted_std_rad(self, sample: ArrayLike) -> NDArray:
         """Standard deviation (...) of the phase that `predict` returns."""
         return self.predict(sample).phase_std_rad
+
+    def measure_frequency(self, frequency_hz: ArrayLike, frequency_std_hz: ArrayLike) -> None:
+        """Take in a measurement of f before the first phase; until that, time stands still.
+
+        It tells the frequency of the moment, f = m + u, and the constant part m only within drift_hz:
+        `CarrierModel.frequency_prior`. A track that is lost starts from it again, aged by the time since the first
+        phase, unless the frequency measured then differs by more than `GATE` standard deviations: the oscillator has
+        changed its frequency, and the measurement is forgotten.
+
+        Parameters
+        ----------
+        frequency_hz, frequency_std_hz : f = f_A - f_B; not finite: not measured.
+
+        Raises
+        ------
+        ValueError if a standard deviation is negative, or something was measured of a follower that has a phase.
+        """
+        (std,) = self._broadcast(frequency_std_hz)
+        if np.any(std < 0):
+            raise ValueError(f"frequency_std_hz={frequency_std_hz} must not be negative")
+        frequency, variance = self._measurement(frequency_hz, std, np.zeros(self._shape))
+        known = np.isfinite(variance)
+        if np.any(known & self.started):
+            raise ValueError(f"frequency_hz={frequency_hz} must be measured before the first phase")
+        self._before = self._with_frequency(self._before, frequency, variance)[0]
+        self._measured = self._measured | known
+        self._state, self._covariance = _where(self.started, (self._state, self._covariance), self._before)
 
     def update(
         self,
@@ -153,14 +186,15 @@ class CarrierTracker:
         # The frequency first: it also narrows the phase, before that is unwrapped.
         state, covariance, off = _correct(state, covariance, FREQUENCY, frequency - state[..., FREQUENCY],
                                           frequency_variance)
-        tracked = _correct(state, covariance, PHASE, wrap(phase - state[..., PHASE]), variance)
+        *tracked, innovation = _correct(state, covariance, PHASE, wrap(phase - state[..., PHASE]), variance)
         ambiguous = covariance[..., PHASE, PHASE] + variance > MAX_INNOVATION_STD_RAD**2
-        beyond = usable & self.started & (off | (tracked[2] & ~ambiguous))
+        beyond = usable & self.started & ((np.abs(off) > GATE) | ((np.abs(innovation) > GATE) & ~ambiguous))
         lost = beyond & (self._gated >= MAX_GATED - 1)
         applied = usable & (~beyond | lost)
         anew = applied & (ambiguous | ~self.started | lost)
-        kept = _where(lost, self._from_priors(frequency, frequency_variance), (state, covariance))
-        updated = _where(anew, _with_phase(*kept, phase, variance), tracked[:2])
+        blank = self._started_anew(frequency, frequency_variance, sample, lost)
+        kept = _where(lost | ~self.started, blank, (state, covariance))
+        updated = _where(anew, _with_phase(*kept, phase, variance), tracked)
 
         self._state, self._covariance = _where(applied, updated, (self._state, self._covariance))
         self._state[..., PHASE] = wrap(self._state[..., PHASE])
@@ -169,6 +203,8 @@ class CarrierTracker:
         self.events = np.select(
             [late, ~usable, beyond & ~lost, lost, ~self.started, anew],
             ["late", "untrusted", "gated", "lost", "started", "restarted"], "applied").astype("U9")
+        self.innovation = np.where(usable & self.started & ~ambiguous, innovation, np.nan)
+        self._start = np.where(applied & ~self.started, sample, self._start)
         self.started = self.started | applied
         return applied
 
@@ -181,7 +217,8 @@ class CarrierTracker:
         frequency, sample = self._broadcast(frequency_hz, sample)
         state, covariance = self._propagate(self._interval_s(sample))
         state[..., FREQUENCY:] -= frequency[..., None]
-        self._prior_hz = self._prior_hz - frequency
+        self._offset_hz = self._offset_hz - frequency
+        self._before[0][..., FREQUENCY:] -= frequency[..., None]
         self._state, self._covariance, self._sample = state, covariance, np.array(sample, float)
 
     def advance(self, phase_rad: ArrayLike) -> None:
@@ -229,21 +266,47 @@ class CarrierTracker:
         return np.where(self.started, sample - self._sample, 0.0) / self.samp_rate
 
     def _propagate(self, interval_s: NDArray) -> tuple[NDArray, NDArray]:
-        transition = self.model.transition(interval_s)
-        covariance = transition @ self._covariance @ np.swapaxes(transition, -2, -1) + self.model.noise(interval_s)
-        return (transition @ self._state[..., None])[..., 0], covariance
+        return self._aged((self._state, self._covariance), interval_s)
 
-    def _from_priors(self, frequency: NDArray, variance: NDArray) -> tuple[NDArray, NDArray]:
+    def _aged(self, known: tuple[NDArray, NDArray], interval_s: NDArray) -> tuple[NDArray, NDArray]:
+        """State and covariance after the interval."""
+        transition = self.model.transition(interval_s)
+        covariance = transition @ known[1] @ np.swapaxes(transition, -2, -1) + self.model.noise(interval_s)
+        return (transition @ known[0][..., None])[..., 0], covariance
+
+    def _started_anew(self, frequency, variance, sample, lost) -> tuple[NDArray, NDArray]:
+        """Frequencies of a track without a phase: what was known before the first one, and what is measured now.
+
+        Those that are lost and whose frequency has jumped forget what was measured before.
+        """
+        passed = np.where(lost, sample - self._start, 0.0) / self.samp_rate
+        both, jumped = self._with_frequency(self._aged(self._before, passed), frequency, variance)
+        jumped = jumped & lost
+        blank = self._from_offset(np.zeros(self._shape), np.full(self._shape, np.inf))
+        self._before = _where(jumped, blank, self._before)
+        self._measured = self._measured & ~jumped
+        return _where(jumped, self._from_offset(frequency, variance), both)
+
+    def _with_frequency(self, known, frequency, variance) -> tuple[tuple[NDArray, NDArray], NDArray]:
+        """What is known of the frequencies with another measurement, and whether that contradicts an earlier one."""
+        *both, innovation = _correct(*known, FREQUENCY, frequency - known[0][..., FREQUENCY], variance)
+        first = self._from_offset(frequency, variance)
+        return _where(self._measured, both, first), self._measured & (np.abs(innovation) > GATE)
+
+    def _from_offset(self, frequency: NDArray, variance: NDArray) -> tuple[NDArray, NDArray]:
+        """State and covariance, without a phase, when f has been measured once, at this moment."""
         state, covariance = np.zeros((*self._shape, 3)), np.zeros((*self._shape, 3, 3))
-        state[..., FREQUENCY:] = self._prior_hz[..., None]
-        covariance[..., FREQUENCY:, FREQUENCY:] = self._prior
-        return _correct(state, covariance, FREQUENCY, frequency - state[..., FREQUENCY], variance)[:2]
+        spread = self.model.frequency_prior(self._offset_std_hz, np.sqrt(variance))
+        gain = spread[..., 0] / variance[..., None]
+        state[..., FREQUENCY:] = self._offset_hz[..., None] + gain * (frequency - self._offset_hz)[..., None]
+        covariance[..., FREQUENCY:, FREQUENCY:] = spread
+        return state, covariance
 
 
 def _correct(
     state: NDArray, covariance: NDArray, index: int, innovation: NDArray, variance: NDArray
 ) -> tuple[NDArray, NDArray, NDArray]:
-    """State and covariance after a measurement of x[index], and whether the innovation was beyond the gate.
+    """State and covariance after a measurement of x[index], and the innovation over its standard deviation.
 
     `variance` inf changes nothing.
     """
@@ -256,7 +319,7 @@ def _correct(
     after[..., index, :] = after[..., :, index] = left
     each = np.arange(3)
     after[..., each, each] = np.maximum(after[..., each, each], 0.0)
-    return state, after, np.abs(innovation) > GATE * np.sqrt(expected)
+    return state, after, innovation / np.sqrt(expected)
 
 
 def _with_phase(state: NDArray, covariance: NDArray, phase: NDArray, variance: NDArray) -> tuple[NDArray, NDArray]:
