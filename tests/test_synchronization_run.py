@@ -77,3 +77,34 @@ def test_intervals_that_cannot_be_kept_are_said():
     report = play(40.0, bed=slow)
     assert report["late_synchronisations"] > 0
     assert any("later than planned" in doubt for doubt in report["doubts"])
+
+
+NO_PPS = """
+version: 1
+seed: {seed}
+samp_rate: 1.0e+6
+center_freq: 3.5e+9
+nodes:
+  - {{name: ap1, num_ports: 2}}
+  - {{name: ap2, num_ports: 2, oscillator: {{cfo_hz: -7000}}, clock: {{offset_samples: 1000.4, follow_cfo: true}}}}
+  - {{name: ue1, kind: ue, oscillator: {{cfo_hz: 25}}}}
+propagation: {{delays: false, coupling_db: 0}}
+noise: {{snr_db: 20}}
+slots: {{slot_samples: 4096}}
+verification: {{uplink_repeats: 2, repeats: 2, random_starts: 2}}
+beamsync: {{timing: true, sync_samples: 512, budget_deg: {budget}, linewidth_hz: 1.0e-6, drift_hz: 1.0e-3, watches: 2,
+            max_interval_s: 10}}
+"""
+
+
+def test_a_node_without_pps_is_in_time_and_in_phase():
+    """Late by a millisecond, 2 ppm slow: every correction of 7 kHz counts received samples by their time in the air."""
+    report = play(20.0, bed=NO_PPS)
+    assert report["error"] is None
+    assert report["doubts"] == []
+    assert report["phase_error_deg"] < 10
+    first = next(entry for entry in report["history"] if entry["phase"] == "phase")
+    assert abs(first["followers"]["ap2"]["true_error_deg"]) < 1.5
+    tracking = [entry["followers"]["ap2"] for entry in report["history"] if entry["phase"] == "timing_tracking"]
+    assert len(tracking) > 2
+    assert max(abs(entry["clock_offset_samples"]) for entry in tracking) < 0.1
