@@ -102,8 +102,8 @@ def beamsync_waveform():
                          [(20, False, "amplify"), (20, True, "amplify"), (0, False, "amplify"), (0, False, "matched")])
 def test_errors_through_samples_are_those_of_the_matrix_model(snr_db, joint, returns):
     exchanges = 600
-    errors, variances, *channel = through_samples(3, exchanges, snr_db=snr_db, joint=str(joint).lower(), returns=returns,
-                                       linewidth=LINEWIDTH)
+    errors, variances, *channel = through_samples(
+        3, exchanges, snr_db=snr_db, joint=str(joint).lower(), returns=returns, linewidth=LINEWIDTH)
     expected = in_the_matrix_model(channel, snr_db, joint, returns)
     ratio = np.mean(errors**2) / np.mean(expected**2)
     assert abs(ratio - 1) < 4 * np.sqrt(2 / len(errors) + 2 / len(expected))
