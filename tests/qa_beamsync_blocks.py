@@ -76,6 +76,8 @@ class bench(gr.top_block):
     def run_to_the_end(self):
         self.start()
         finished = self.scheduler.finished_event.wait(LIMIT_S)
+        # The sink may be a message behind.
+        self.told.wait(len(self.monitor.history))
         self.stop()
         self.wait()
         assert finished
