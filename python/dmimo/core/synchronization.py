@@ -18,6 +18,7 @@ from .beamsync import (
     return_estimate,
     return_phasor,
 )
+from .delay import delay_and_gain
 from .frequency import edge_energy_waveform, frequency_offset
 from .frequency_bursts import FrequencyEstimate, frequency_estimate
 
@@ -27,6 +28,7 @@ __all__ = [
     "FrequencyEstimate",
     "centroid",
     "conjugate_return",
+    "delay_and_gain",
     "dominant_direction",
     "edge_energy_waveform",
     "frequency_estimate",
