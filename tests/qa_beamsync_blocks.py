@@ -9,6 +9,7 @@ from gnuradio.dmimo import testbed
 from gnuradio.dmimo.assembly import Assembly
 from gnuradio.dmimo.blocks import messages
 from gnuradio.dmimo.core.carrier import CarrierCorrection
+from gnuradio.dmimo.synchronization_assembly import SETTLING
 from graph import message_sink
 
 TEXT = """
@@ -181,8 +182,8 @@ def test_products_say_what_was_found_for_every_follower(assembly):
     seen = message_sink()
     flowgraph.msg_connect(flowgraph.monitor, "products", seen, "in")
     flowgraph.run_to_the_end()
-    found = [messages.product(message) for message in seen.messages]
-    assert [product.phase for product in found] == ["internal", "frequency", "phase"]
+    found = [messages.product(message) for message in seen.wait(2 + SETTLING)]
+    assert [product.phase for product in found] == ["internal", "frequency", *["phase"] * SETTLING]
     assert found[-1].values["phase_rad"].shape == found[-1].values["phase_std_rad"].shape == (1,)
     assert found[-1].values["c"].shape == (3,)
     assert found[-1].pace_samples > 0

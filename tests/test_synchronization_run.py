@@ -70,6 +70,20 @@ def test_oscillators_worse_than_assumed_are_noticed_and_met_with_shorter_interva
     assert any("worse than" in doubt for doubt in report["doubts"])
     assert play(60.0)["doubts"] == []
     assert report["mean_interval_s"] < 0.7 * play(60.0)["mean_interval_s"]
+    # A frequency that has moved is learnt: the phase is not lost again and again.
+    events = [entry["followers"]["ap2"]["event"] for entry in report["history"] if entry["phase"] == "phase"]
+    assert events.count("applied") > 0.5 * len(events)
+    assert "lost" not in events
+    assert report["phase_error_deg"] < 15
+
+
+def test_a_start_with_few_ports_and_long_watches_settles_before_it_watches():
+    """One port each: the frequency stage leaves a hertz, which the first watches would turn by more than a turn."""
+    bed = TESTBED.replace("num_ports: 4", "num_ports: 1").replace("random_starts: 2", "random_starts: 200")
+    report = play(3.0, bed=bed)
+    assert report["doubts"] == []
+    events = [entry["followers"]["ap2"]["event"] for entry in report["history"] if entry["phase"] == "phase"]
+    assert set(events[1:]) == {"applied"}
 
 
 def test_intervals_that_cannot_be_kept_are_said():

@@ -24,7 +24,7 @@ from .simulation.hardware import Panel, draw_gains
 from .simulation.network import Network, SimulatedNode
 from .simulation.oscillators import Clock, Oscillator
 from .simulation.propagation import Geometric, Rayleigh
-from .synchronization_assembly import Synchronization
+from .synchronization_assembly import SETTLING, Synchronization
 
 Protocol = Literal["sweep", "sync"]
 WINDOW_ADVANCE = 4  # the receive window opens a quarter of the prefix early: clocks may be late by as much
@@ -55,7 +55,7 @@ class Assembly:
         self.verifies = verify and bed.verification is not None
         self.serves_many = verify and bed.multiuser is not None
         if protocol == "sync" and bed.beamsync is None:
-            raise ValueError("beamsync: the testbed has no such section")
+            raise ValueError(f"testbed {bed.name!r} has no section beamsync: see Synchronising in the user guide")
         self.port_names = testbed.port_names(bed)
         self._nodes = {node.name: node for node in bed.nodes}
         self._aps = tuple(ap.name for ap in bed.aps)
@@ -154,8 +154,10 @@ class Assembly:
         if self.protocol == "sync":
             # A watch at once; those after it, and the next synchronisation, at the pace.
             again = sync.repeated_phases()
-            paced = [0, *(len(again) + k * len(verified) for k in range(1, self.watches))]
-            return build_schedule(nodes, slot_samples, first, [*again, *verified * self.watches], paced)
+            settling = again * (SETTLING - 1)
+            paced = [*range(-len(settling), 1, len(again)),
+                     *(len(again) + k * len(verified) for k in range(1, self.watches))]
+            return build_schedule(nodes, slot_samples, first + settling, [*again, *verified * self.watches], paced)
         if sync is not None:
             first += sync.repeated_phases()
         beams = {name: len(self._nodes[name].panel.beams) for name in self._aps}

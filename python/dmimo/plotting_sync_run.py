@@ -37,18 +37,22 @@ def _phases(axes, report: Mapping) -> None:
     times = np.array([entry["time_s"] for entry in rounds])
     for index, name in enumerate(report["followers"]):
         colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
-        left = np.array([entry["followers"][name]["true_error_deg"] for entry in rounds])
-        std = np.degrees([entry["followers"][name]["phase_std_rad"] for entry in rounds])
-        axes.errorbar(times, left, yerr=std, color=colour, marker=marker, markersize=4, linestyle="none",
-                      elinewidth=1, label=f"{name}, just synchronised, ± predicted")
+        reports = [entry["followers"][name] for entry in rounds]
+        left = np.abs([report["true_error_deg"] for report in reports])
+        applied = np.array([report["trusted"] for report in reports])
+        axes.plot(times[applied], left[applied], color=colour, marker=marker, markersize=4, linestyle="none",
+                  label=f"{name}, just synchronised")
+        if not applied.all():
+            axes.plot(times[~applied], left[~applied], color=colour, marker="x", markersize=5, linestyle="none",
+                      label=f"{name}, measured, not applied")
     if report.get("watches"):
         axes.plot([point["time_s"] for point in report["watches"]],
                   [point["phase_error_deg"] for point in report["watches"]],
                   color="#707070", linewidth=1.0, label="rms over followers, true")
     budget = report["testbed"]["beamsync"]["budget_deg"]
-    for sign, label in ((1, "budget"), (-1, None)):
-        axes.axhline(sign * budget, color="#000000", linestyle="--", linewidth=1.2, label=label)
-    axes.set_ylabel("phase error [deg]")
+    axes.axhline(budget, color="#000000", linestyle="--", linewidth=1.2, label="budget")
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("phase error, absolute [deg]")
     count = report["synchronisations"]
     set_title(axes, "Phase error of the followers", f"{count} synchronisation{'s' if count != 1 else ''}")
 
@@ -63,6 +67,6 @@ def _gains(axes, report: Mapping, watches) -> None:
     # Hundredths of a decibel are the noise of the measurement: they must not fill the axes.
     top = max(point["ideal_gain_db"] for point in watches)
     low, high = axes.get_ylim()
-    axes.set_ylim(min(low, top - SMALLEST_SPAN_DB), max(high, top + 0.1 * SMALLEST_SPAN_DB))
+    axes.set_ylim(min(low, top - SMALLEST_SPAN_DB / 2), max(high, top + SMALLEST_SPAN_DB / 2))
     set_title(axes, "Coherent gain at the user terminal",
               f"loss to the ideal, averaged over time: {max(report['loss_db'], 0.0):.2f} dB")

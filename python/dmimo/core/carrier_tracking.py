@@ -226,6 +226,12 @@ class CarrierTracker:
         (phase,) = self._broadcast(phase_rad)
         self._state[..., PHASE] = wrap(self._state[..., PHASE] - phase)
 
+    def widen(self, frequency_std_hz: ArrayLike) -> None:
+        """Take over that f may be off by that standard deviation more than the model says."""
+        (std,) = self._broadcast(frequency_std_hz)
+        self._covariance = self._covariance.copy()
+        self._covariance[..., FREQUENCY:, FREQUENCY:] += np.square(std)[..., None, None]
+
     def next_synchronisation(self, budget_rad: ArrayLike, now_sample: ArrayLike) -> Plan:
         """Latest sample at which the predicted standard deviation of phi is within the budget.
 

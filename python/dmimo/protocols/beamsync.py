@@ -186,6 +186,7 @@ class FollowerRole(_SyncRole):
         self._bands, self._x = plan.bands[node], plan.signal
         self._internal_var: tuple[np.ndarray, float] | None = None
         self._delay_samples = 0.0
+        self._applied_at = 0
         self._direction_now: np.ndarray | None = None
         self._stage = ""
         self._sent: tuple[int, np.ndarray] | None = None
@@ -294,13 +295,21 @@ class FollowerRole(_SyncRole):
 
     def _phase_results(self, sample: int) -> dict[str, object]:
         measured, self._measured = list(self._measured.values()), {}
-        applied, duration = False, self._plan.burst.num_samples / self._plan.samp_rate
+        plan = self._plan
+        applied, duration = False, plan.burst.num_samples / plan.samp_rate
         at, measured_phase, measured_std = sample, np.nan, np.inf
         for at, estimate in measured:
             measured_phase, measured_std = float(estimate.phase_rad), float(estimate.phase_std_rad)
-            applied |= bool(self.tracker.update(
+            expected = float(self.tracker.predict(at).phase_rad)
+            taken = bool(self.tracker.update(
                 measured_phase, measured_std, at, estimate.frequency_hz, estimate.frequency_std_hz, estimate.trusted,
                 duration_s=duration))
+            if str(self.tracker.events) == "gated" and at > self._applied_at:
+                # Off by more than the model allows: the frequency has moved, by as much as explains it.
+                moved = float(np.angle(np.exp(1j * (measured_phase - expected))))
+                self.tracker.widen(abs(moved) * plan.samp_rate / (4 * np.pi * (at - self._applied_at)))
+            self._applied_at = at if taken else self._applied_at
+            applied |= taken
         found = self.tracker.predict(sample)
         phase, offset = float(found.phase_rad), float(found.frequency_hz)
         corrects = applied and (self._again or not self._corrected)

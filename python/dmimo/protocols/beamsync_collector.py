@@ -19,13 +19,14 @@ MAX_FAILURES = 5  # synchronisations in a row that a follower may miss before th
 
 @dataclass(frozen=True)
 class Pacing:
-    """When to synchronise again: limits of the interval in samples, how many watches divide it, and the phase error
-    in rad that it is for."""
+    """When to synchronise again: limits of the interval in samples, how many watches divide it, the phase error in rad
+    that it is for, and how many exchanges at the start have no watches between them."""
 
     min_samples: int
     max_samples: int
     watches: int = 1
     budget_rad: float = np.inf
+    settling: int = 0
 
 
 class BeamSyncCollector:
@@ -58,6 +59,7 @@ class BeamSyncCollector:
         self._c = self._amplitudes.astype(complex)
         self._due: int | None = None
         self._caution = 1.0
+        self._exchanges = 0
         self._failures = dict.fromkeys(plan.followers, 0)
         self._synchronised: set[str] = set()
         self.history: list[dict[str, object]] = []
@@ -119,10 +121,11 @@ class BeamSyncCollector:
         """
         known = [report for report in reports.values() if report["event"] == "applied"]
         limit = EXCESS * self._pacing.budget_rad
-        surprised = [report["event"] in ("restarted", "lost", "gated") for report in reports.values()]
+        surprised = [report["event"] in ("lost", "gated") for report in reports.values()]
         exceeded = self._due is not None and (
             any(abs(report["phase_rad"]) > limit and report["corrected"] for report in known) or any(surprised))
-        late = self._due is not None and start > self._due
+        late = self._due is not None and (
+            start > self._due or any(report["event"] == "restarted" for report in reports.values()))
         self._caution = self._caution / 2 if exceeded else min(1.0, 1.2 * self._caution)
         self.history[-1] |= {"late": late, "exceeded": exceeded}
 
@@ -132,6 +135,9 @@ class BeamSyncCollector:
         self._due = min(int(report["next_sample"]) for report in reports.values())
         failing = any(not report["trusted"] for report in reports.values())
         left = int(self._caution * (self._due - sample))
+        self._exchanges += 1
+        if self._exchanges < pacing.settling:
+            return max(1, left + sample - grants[0].start)
         interval = pacing.min_samples if failing else min(max(left, pacing.min_samples), pacing.max_samples)
         # The exchange itself takes time, and the pace counts from its start.
         return max(1, (interval + sample - grants[0].start) // pacing.watches)
