@@ -101,7 +101,7 @@ def beamsync_waveform():
 @pytest.mark.parametrize(("snr_db", "joint", "returns"),
                          [(20, False, "amplify"), (20, True, "amplify"), (0, False, "amplify"), (0, False, "matched")])
 def test_errors_through_samples_are_those_of_the_matrix_model(snr_db, joint, returns):
-    exchanges = 600
+    exchanges = 400
     errors, variances, *channel = through_samples(
         3, exchanges, snr_db=snr_db, joint=str(joint).lower(), returns=returns, linewidth=LINEWIDTH)
     expected = in_the_matrix_model(channel, snr_db, joint, returns)
