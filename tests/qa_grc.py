@@ -281,6 +281,7 @@ def test_described_ports_are_those_of_the_class(path, platform):
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
     """Return the finished grcc process and the output directory of every example, made two at a time."""
+    tmp_path_factory.getbasetemp()  # before the threads ask for it, all at once
 
     def compile_one(path):
         output = tmp_path_factory.mktemp(path.stem)
