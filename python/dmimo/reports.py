@@ -30,7 +30,6 @@ class Run:
         """The beam sweep's calibration, None without one."""
         return getattr(self.collectors.get("calibrator"), "calibration", None)
 
-
     @property
     def synchronisations(self) -> list[dict[str, object]]:
         """History of the synchronisation, empty without one."""
@@ -98,8 +97,8 @@ def _synchronization(run: Run) -> dict[str, object]:
         followers = {}
         for name, measured in entry["followers"].items():
             followers[name] = {key: value for key, value in measured.items() if not key.startswith("turn_")}
-            if entry["phase"] == PHASE:
-                error = true_phase_error(run, name, entry["sample"], measured)
+        if entry["phase"] == PHASE:
+            for name, error in true_phase_errors(run, entry["sample"], entry["followers"]).items():
                 followers[name]["true_error_deg"] = float(np.degrees(error))
         entries.append({"phase": entry["phase"], "time_s": entry["sample"] / rate, "followers": followers})
     rounds = [entry for entry in entries if entry["phase"] == PHASE]
@@ -144,22 +143,19 @@ def _doubts(run: Run, count: int, late: int, exceeded: int) -> list[str]:
     return doubts + sorted({doubt for watch in seen for doubt in watch.get("doubts", ())})
 
 
-def true_phase_error(run: Run, follower: str, sample: int, correction: Mapping[str, float]) -> float:
-    """Phase in radians by which the follower's array, corrected, falls short of the leader's at `sample`.
+def true_phase_errors(run: Run, sample: int, corrections: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Phase in radians by which each follower's array, corrected, falls short of the leader's at `sample`.
 
     That of the sum over the ports of true over assumed c, so that errors of the internal calibrations count as they do
-    in a joint transmission. `correction` has its `sample`, and `turn_rad` and `turn_hz` from there on.
+    in a joint transmission. A follower's correction has its `sample`, and `turn_rad` and `turn_hz` from there on.
     """
-    network, assembly = run.network, run.assembly
+    network, sync = run.network, run.assembly.synchronization
     c = network.true_calibration(sample)
     internal = run.collectors["beamsync"].members.get("internal")
-    arrays, first = {}, 0
-    for ap in assembly.testbed.aps:
-        known = np.ones(ap.num_ports) if internal is None else internal.c[first : first + ap.num_ports]
-        arrays[ap.name] = np.sum(c[network.ports(ap.name)] / known)
-        first += ap.num_ports
-    leader, own = arrays[assembly.synchronization.leader], arrays[follower]
-    return float(np.angle(leader / own * np.exp(-1j * _turn(run, correction, sample))))
+    known = np.ones(len(sync.node_of_port)) if internal is None else internal.c
+    arrays = {ap: np.sum(c[network.ports(ap)] / known[sync.ports(ap)]) for ap in (sync.leader, *corrections)}
+    return {name: float(np.angle(arrays[sync.leader] / arrays[name] * np.exp(-1j * _turn(run, correction, sample))))
+            for name, correction in corrections.items()}
 
 
 def _turn(run: Run, correction: Mapping[str, float], sample: int) -> float:
@@ -176,7 +172,7 @@ def _gains(run: Run, watches: Sequence[Mapping[str, object]]) -> dict[str, objec
     points = []
     for watch in watches:
         corrections = done[int(np.searchsorted(samples, watch["sample"])) - 1]["followers"]
-        errors = [true_phase_error(run, name, watch["sample"], corrections[name]) for name in corrections]
+        errors = list(true_phase_errors(run, watch["sample"], corrections).values())
         gains = {key: watch[f"{key}_db"] for key in ("coherent_gain", "ideal_gain")}
         points.append({"time_s": watch["sample"] / rate, **{f"{key}_db": gain for key, gain in gains.items()},
                        "phase_error_deg": float(np.degrees(np.sqrt(np.mean(np.square(errors)))))})

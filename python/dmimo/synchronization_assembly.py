@@ -14,8 +14,9 @@ from .core.waveforms import SlotLayout
 from .protocols import internal_calibration, timing
 from .protocols.beamsync import Bystander, FollowerRole, LeaderRole
 from .protocols.beamsync_collector import BeamSyncCollector, Pacing
-from .protocols.beamsync_plan import FREQUENCY, PHASE, BeamSyncPlan
+from .protocols.beamsync_plan import BeamSyncPlan
 from .protocols.correction import NodeCorrection
+from .protocols.joint_transmission import AccessPoints
 from .protocols.slots import Collector, CollectorGroup, Role, Slot
 
 MAX_OFFSET_HZ = 20e3  # of carriers in a search for preambles, where the testbed sets no limit
@@ -24,7 +25,7 @@ SETTLING = 4  # exchanges at the start: each holds several times as long as the 
 SUFFIX_SHARE = 4  # the burst's suffix is a quarter of the prefix: clocks may be early by as much
 
 
-class Synchronization:
+class Synchronization(AccessPoints):
     """What the synchronisation of a testbed is made of.
 
     Parameters
@@ -39,10 +40,11 @@ class Synchronization:
     def __init__(self, bed: testbed.Testbed, layouts: Mapping[str, SlotLayout], latency_samples: int):
         self._bed, self._settings = bed, bed.beamsync
         self._layouts, self._latency = layouts, latency_samples
-        self._nodes = tuple(node.name for node in bed.nodes)
+        self.nodes = tuple(node.name for node in bed.nodes)
         self.leader = self._settings.leader
         self.followers = tuple(ap.name for ap in bed.aps if ap.name != self.leader)
         self.num_ports = {ap.name: ap.num_ports for ap in bed.aps}
+        self.aps = tuple(self.num_ports)
 
     @cached_property
     def plan(self) -> BeamSyncPlan:
@@ -51,7 +53,7 @@ class Synchronization:
         burst = SyncBurst(slots.slot_samples, slots.lead_samples, settings.sync_samples, slots.prefix_samples,
                           slots.prefix_samples // SUFFIX_SHARE, self._latency)
         return BeamSyncPlan(
-            nodes=self._nodes, leader=self.leader, followers=self.followers, layouts=self._layouts, burst=burst,
+            nodes=self.nodes, leader=self.leader, followers=self.followers, layouts=self._layouts, burst=burst,
             samp_rate=self._bed.samp_rate, waveform=settings.waveform, multiplexing=settings.multiplexing,
             guard_bins=settings.guard_bins, returns=settings.returns, rounds=settings.rounds,
             frequency_repeats=settings.frequency_repeats, pilot_share=settings.pilot_share, joint=settings.joint,
@@ -65,7 +67,7 @@ class Synchronization:
         if not settings.timing:
             return None
         return timing.TimingPlan(
-            nodes=self._nodes, leader=self.leader, followers=self.followers,
+            nodes=self.nodes, leader=self.leader, followers=self.followers,
             num_ports={node.name: node.num_ports for node in bed.nodes}, slot_samples=bed.slots.slot_samples,
             samp_rate=bed.samp_rate, center_freq=bed.center_freq, preamble_samples=settings.preamble_samples,
             latency_samples=self._latency, max_delay_samples=settings.max_delay_samples,
@@ -80,15 +82,15 @@ class Synchronization:
         """Phases of a cold start up to the frequency."""
         phases = [] if self.timing_plan is None else self.timing_plan.phases(self._bed.slots.window)[:1]
         if self.calibrates:
-            slots = internal_calibration.internal_slots(self._nodes, tuple(self.num_ports),
+            slots = internal_calibration.internal_slots(self.nodes, self.aps,
                                                         self._settings.internal_repeats)
             phases.append((internal_calibration.PHASE, self._bed.slots.window, slots))
-        return phases + [phase for phase in self.plan.phases() if phase[0] == FREQUENCY]
+        return [*phases, self.plan.frequency_stage()]
 
     def repeated_phases(self) -> list[tuple[str, int, list[Slot]]]:
         """Phases that are repeated: tracking of the clocks, and the phase stage."""
         tracking = [] if self.timing_plan is None else self.timing_plan.phases(self._bed.slots.window)[1:]
-        return tracking + [phase for phase in self.plan.phases() if phase[0] == PHASE]
+        return [*tracking, self.plan.phase_stage()]
 
     def roles(self, name: str) -> list[Role]:
         """New roles of a node."""
@@ -101,11 +103,11 @@ class Synchronization:
             carrier = None if correction is None else correction.carrier
             roles.append(timing.TimingRole(name, self.timing_plan, clock, carrier))
         if name == self.leader:
-            return [*roles, LeaderRole(name, self.plan, self._ports(name))]
+            return [*roles, LeaderRole(name, self.plan, self.ports(name))]
         if name not in self.followers:
             return [*roles, Bystander(name, self.plan)]
         budget = np.radians(self._settings.budget_deg)
-        return [*roles, FollowerRole(name, self.plan, self._ports(name), self._ports(self.leader), correction,
+        return [*roles, FollowerRole(name, self.plan, self.ports(name), self.ports(self.leader), correction,
                                      self._tracker, budget, again=self._settings.resynchronise)]
 
     def collector(self, watches: int) -> CollectorGroup:
@@ -129,8 +131,3 @@ class Synchronization:
         return CarrierTracker(
             self._bed.samp_rate, linewidth_hz=2 * settings.linewidth_hz, drift_hz=np.sqrt(2) * settings.drift_hz,
             drift_period_s=settings.drift_period_s, offset_std_hz=UNKNOWN_OFFSET_HZ)
-
-    def _ports(self, ap: str) -> slice:
-        names = list(self.num_ports)
-        first = sum(self.num_ports[name] for name in names[: names.index(ap)])
-        return slice(first, first + self.num_ports[ap])

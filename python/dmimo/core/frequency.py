@@ -226,6 +226,7 @@ def edge_energy_waveform(num_samples: int, *, share: float = 1.0, peak_power: fl
 
 
 def as_arrays(y: ArrayLike, x: ArrayLike) -> tuple[NDArray, NDArray]:
+    """Bursts (..., M, N) and their waveform (..., N) as arrays; ValueError where they do not fit each other."""
     y, x = np.asarray(y), np.asarray(x)
     if y.ndim < 2 or 0 in y.shape[-2:]:
         raise ValueError(f"y has shape {y.shape}; it must be (..., M, N), neither of them 0")

@@ -149,21 +149,23 @@ class BeamSyncPlan:
 
     def phases(self) -> list[tuple[str, int, list[Slot]]]:
         """Phases for `slots.build_schedule`, the frequency first."""
-        return [(FREQUENCY, 1, self._frequency_slots()), (PHASE, 1, self._phase_slots())]
+        return [self.frequency_stage(), self.phase_stage()]
 
-    def _frequency_slots(self) -> list[Slot]:
+    def frequency_stage(self) -> tuple[str, int, list[Slot]]:
+        """The frequency stage, follower after follower."""
         slots = []
         for index, name in enumerate(self.followers):
             slots.append(self._slot(FREQUENCY_PILOT, (name,), index))
             slots += [self._slot(FREQUENCY_SIGNAL, (self.leader,), index)] * self.frequency_repeats
-        return slots
+        return FREQUENCY, 1, slots
 
-    def _phase_slots(self) -> list[Slot]:
+    def phase_stage(self) -> tuple[str, int, list[Slot]]:
+        """The phase stage: one sounding, then the exchanges."""
         slots = [self._slot(PHASE_PILOT, (self.leader,), 0)]
         for index, group in enumerate(self.groups):
             for variant in range(index * self.rounds, (index + 1) * self.rounds):
                 slots += [self._slot(PHASE_SIGNAL, group, variant), self._slot(PHASE_RETURN, (self.leader,), variant)]
-        return slots
+        return PHASE, 1, slots
 
     def _slot(self, purpose: str, transmitters: tuple[str, ...], variant: int) -> Slot:
         return Slot(0, purpose, transmitters, (0,) * len(self.nodes), variant)

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..core import sounding
 from ..core.waveforms import SlotLayout
-from .slots import CHOSEN, Grant, Reception, Slot
+from .slots import CHOSEN, Grant, Product, Reception, Slot
 
 MIN_DEVIATIONS = 4.0  # of the noise's energy, by which a signal must stand out to count as received
 
@@ -215,3 +215,47 @@ def combine_repeats(h: np.ndarray) -> np.ndarray:
 def decibels(power: float, scale: float = 1.0) -> float | None:
     """Ratio of powers in dB; None where it has none."""
     return float(10 * np.log10(power / scale)) if power > 0 and scale > 0 else None
+
+
+class JointRole:
+    """What the roles of joint transmissions have in common: beams, listening, and what they take from products.
+
+    Parameters
+    ----------
+    node : str
+    plan : AccessPoints
+        With `layout`.
+    """
+
+    reactive = False
+    training: str
+    """Phase whose product holds the chosen beams of the APs."""
+    uplink: str
+    """Phase whose product holds the weights."""
+
+    def __init__(self, node: str, plan):
+        self._node = node
+        self._plan = plan
+        self._position = plan.nodes.index(node)
+        self._is_ap = node in plan.aps
+        self._beam = 0
+        self._weights: Mapping[str, object] | None = None
+        self._listener = Listener(plan.layout)
+        self._bursts: dict[int, np.ndarray] = {}
+
+    def beam(self, slot: Slot) -> int:
+        """Beam of the schedule, or the one chosen in training."""
+        beam = slot.beams[self._position]
+        return self._beam if beam == CHOSEN else beam
+
+    def results(self, grants: Sequence[Grant]) -> dict[str, object] | None:
+        """Channel per subcarrier in every slot listened to, as `Listener` has it."""
+        return self._listener.results(grants)
+
+    def update(self, product: Product) -> None:
+        """Take the chosen beam, or the weights."""
+        if product.phase == self.training and self._is_ap:
+            self._beam = int(np.asarray(product.values["beams"])[self._plan.aps.index(self._node)])
+        elif product.phase == self.uplink:
+            self._weights = product.values
+            self._bursts.clear()

@@ -121,26 +121,11 @@ class MultiuserPlan(joint.AccessPoints):
         return [*phases, (UPLINK, window, uplink), (DOWNLINK, window, downlink)]
 
 
-class MultiuserRole:
+class MultiuserRole(joint.JointRole):
     """What one node does in a downlink to several UEs; APs learn their beam and weights from the products."""
 
     purposes = frozenset({TRAINING, UPLINK, DOWNLINK})
-    reactive = False
-
-    def __init__(self, node: str, plan: MultiuserPlan):
-        self._node = node
-        self._plan = plan
-        self._position = plan.nodes.index(node)
-        self._is_ap = node in plan.aps
-        self._beam = 0
-        self._weights: Mapping[str, object] | None = None
-        self._listener = joint.Listener(plan.layout)
-        self._bursts: dict[int, np.ndarray] = {}
-
-    def beam(self, slot: Slot) -> int:
-        """Beam of the schedule, or the one chosen in training."""
-        beam = slot.beams[self._position]
-        return self._beam if beam == CHOSEN else beam
+    training, uplink = TRAINING, UPLINK
 
     def transmit(self, slot: Slot, start: int) -> np.ndarray | None:
         """A UE's sounding symbol, or an AP's precoded burst, each sample turned to its own time."""
@@ -170,18 +155,6 @@ class MultiuserRole:
         if self._is_ap if slot.purpose != DOWNLINK else self._node in self._plan.ues:
             # Each UE has its own carrier, the APs together have one.
             self._listener.keep(grant, samples, slot.transmitters[0])
-
-    def results(self, grants: Sequence[Grant]) -> dict[str, object] | None:
-        """Channel per subcarrier in every slot listened to, as `joint_transmission.Listener` has it."""
-        return self._listener.results(grants)
-
-    def update(self, product: Product) -> None:
-        """Take the chosen beam, or the weights."""
-        if product.phase == TRAINING and self._is_ap:
-            self._beam = int(np.asarray(product.values["beams"])[self._plan.aps.index(self._node)])
-        elif product.phase == UPLINK:
-            self._weights = product.values
-            self._bursts.clear()
 
 
 class MultiuserCollector:

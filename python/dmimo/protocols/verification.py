@@ -103,26 +103,11 @@ class Plan(joint.AccessPoints):
         return [*phases, (UPLINK, window, uplink), (DOWNLINK, window, downlink)]
 
 
-class VerificationRole:
+class VerificationRole(joint.JointRole):
     """What one node does in the verification; APs learn their beam and weights from the products."""
 
     purposes = frozenset({TRAINING, UPLINK, DOWNLINK})
-    reactive = False
-
-    def __init__(self, node: str, plan: Plan):
-        self._node = node
-        self._plan = plan
-        self._position = plan.nodes.index(node)
-        self._is_ap = node in plan.aps
-        self._beam = 0
-        self._weights: Mapping[str, object] | None = None
-        self._listener = joint.Listener(plan.layout)
-        self._bursts: dict[int, np.ndarray] = {}
-
-    def beam(self, slot: Slot) -> int:
-        """Beam of the schedule, or the one chosen in training."""
-        beam = slot.beams[self._position]
-        return self._beam if beam == CHOSEN else beam
+    training, uplink = TRAINING, UPLINK
 
     def transmit(self, slot: Slot, start: int) -> np.ndarray | None:
         """The UE's sounding symbol, or the AP's precoded burst."""
@@ -152,18 +137,6 @@ class VerificationRole:
         listens = self._node == self._plan.ue if slot.purpose == DOWNLINK else self._is_ap
         if listens:
             self._listener.keep(grant, samples)  # all slots of a phase have one carrier
-
-    def results(self, grants: Sequence[Grant]) -> dict[str, object] | None:
-        """Channel per subcarrier in every slot listened to, as `joint_transmission.Listener` has it."""
-        return self._listener.results(grants)
-
-    def update(self, product: Product) -> None:
-        """Take the chosen beam, or the weights."""
-        if product.phase == TRAINING and self._is_ap:
-            self._beam = int(np.asarray(product.values["beams"])[self._plan.aps.index(self._node)])
-        elif product.phase == UPLINK:
-            self._weights = product.values
-            self._bursts.clear()
 
 
 class Verifier:
