@@ -120,6 +120,8 @@ def test_a_node_without_pps_is_in_time_and_in_phase():
     assert report["phase_error_deg"] < 10
     first = next(entry for entry in report["history"] if entry["phase"] == "phase")
     assert abs(first["followers"]["ap2"]["true_error_deg"]) < 1.5
+    # However well it is known from the start, it settles within seconds.
+    assert [entry["time_s"] < 5 for entry in report["history"] if entry["phase"] == "phase"][:4] == [True] * 4
     tracking = [entry["followers"]["ap2"] for entry in report["history"] if entry["phase"] == "timing_tracking"]
     assert len(tracking) > 2
     assert max(abs(entry["clock_offset_samples"]) for entry in tracking) < 0.1

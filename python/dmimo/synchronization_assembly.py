@@ -22,6 +22,7 @@ from .protocols.slots import Collector, CollectorGroup, Role, Slot
 MAX_OFFSET_HZ = 20e3  # of carriers in a search for preambles, where the testbed sets no limit
 UNKNOWN_OFFSET_HZ = 1e6  # deviation of an offset that was not measured
 SETTLING = 4  # exchanges at the start: each holds several times as long as the one before
+SETTLING_S = 1.0  # and at most so long: then the offset is known well enough
 SUFFIX_SHARE = 4  # the burst's suffix is a quarter of the prefix: clocks may be early by as much
 
 
@@ -114,7 +115,7 @@ class Synchronization(AccessPoints):
         """New collectors of the synchronisation, as one; `watches` paced phases lie between synchronisations."""
         settings, rate = self._settings, self._bed.samp_rate
         pacing = Pacing(round(settings.min_interval_s * rate), round(settings.max_interval_s * rate), watches,
-                        np.radians(settings.budget_deg), SETTLING)
+                        np.radians(settings.budget_deg), SETTLING, round(SETTLING_S * rate))
         amplitudes = [10 ** ((ap.tx_gain_db - ap.rx_gain_db) / 20) for ap in self._bed.aps for _ in range(ap.num_ports)]
         members: dict[str, Collector] = {
             "beamsync": BeamSyncCollector(self.plan, self.num_ports, pacing, np.array(amplitudes))}

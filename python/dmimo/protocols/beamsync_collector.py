@@ -20,13 +20,14 @@ MAX_FAILURES = 5  # synchronisations in a row that a follower may miss before th
 @dataclass(frozen=True)
 class Pacing:
     """When to synchronise again: limits of the interval in samples, how many watches divide it, the phase error in rad
-    that it is for, and how many exchanges at the start have no watches between them."""
+    that it is for; how many exchanges at the start have no watches between them, and their longest interval."""
 
     min_samples: int
     max_samples: int
     watches: int = 1
     budget_rad: float = np.inf
     settling: int = 0
+    settling_samples: int = 0
 
 
 class BeamSyncCollector:
@@ -137,7 +138,10 @@ class BeamSyncCollector:
         left = int(self._caution * (self._due - sample))
         self._exchanges += 1
         if self._exchanges < pacing.settling:
-            return max(1, left + sample - grants[0].start)
-        interval = pacing.min_samples if failing else min(max(left, pacing.min_samples), pacing.max_samples)
+            interval, parts = min(left, pacing.settling_samples, pacing.max_samples), 1
+        else:
+            interval, parts = min(max(left, pacing.min_samples), pacing.max_samples), pacing.watches
+        if failing:
+            interval = pacing.min_samples
         # The exchange itself takes time, and the pace counts from its start.
-        return max(1, (interval + sample - grants[0].start) // pacing.watches)
+        return max(1, (interval + sample - grants[0].start) // parts)
