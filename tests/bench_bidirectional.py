@@ -8,13 +8,13 @@ matrix product, the fastest form of it; the few pilots of a CARS link make that 
 
 import os
 import sys
-import time
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import conftest  # noqa: F401 - links the sources into the path
 import numpy as np
+from benchmarking import conclude, rms, timed
 from gnuradio.dmimo.core.bidirectional import joint_ml, ml_tls, tls_coefficients
 from gnuradio.dmimo.core.delay import delay_and_gain
 from gnuradio.dmimo.core.ofdm import OfdmGrid
@@ -38,20 +38,6 @@ def links(comb, num_pilots, num_links, seed=1):
 def grid_search(g, turn, grid):
     value = g @ turn
     return grid[np.argmax(value.real**2 + value.imag**2, axis=-1)]
-
-
-def timed(call, repeats=3):
-    """(shortest processor time in seconds, last result)."""
-    times = []
-    for _ in range(repeats):
-        start = time.process_time()
-        result = call()
-        times.append(time.process_time() - start)
-    return min(times), result
-
-
-def rms(error):
-    return float(np.sqrt(np.mean(np.asarray(error, float) ** 2)))
 
 
 def main() -> int:
@@ -91,12 +77,7 @@ def main() -> int:
     seconds, _ = timed(lambda: grid.demodulate(samples, 14))
     print(f"  {'demodulation, 2048 points':64s} {values.size / seconds / 1e6:12.2f} M elements/s")
 
-    failed = False
-    for label, ratio, relation, target in verdicts:
-        passed = ratio >= target if relation == ">=" else ratio <= target
-        failed |= not passed
-        print(f"  {label:64s} {ratio:12.2f} x  target {relation} {target:g}  {'PASS' if passed else 'FAIL'}")
-    return int(failed)
+    return conclude(verdicts)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import conftest  # noqa: F401 - links the sources into the path
 import numpy as np
+from benchmarking import conclude
 from gnuradio.dmimo.core import alternating
 from gnuradio.dmimo.core.reciprocity import calibrate, pair_statistics
 
@@ -95,12 +96,7 @@ def main() -> int:
     print(f"reciprocity, {SNR_DB:g} dB per measurement, unit-modulus gains, NumPy {np.__version__}")
     for label, seconds in rows:
         print(f"  {label:64s} {seconds * 1e3:12.3f} ms")
-    failed = False
-    for label, ratio, relation, target in verdicts:
-        passed = ratio >= target if relation == ">=" else ratio <= target
-        failed |= not passed
-        print(f"  {label:64s} {ratio:12.1f} x  target {relation} {target:g}  {'PASS' if passed else 'FAIL'}")
-    return int(failed)
+    return conclude(verdicts, digits=1)
 
 
 if __name__ == "__main__":

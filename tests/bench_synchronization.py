@@ -9,13 +9,13 @@ apart.
 
 import os
 import sys
-import time
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import conftest  # noqa: F401 - links the sources into the path
 import numpy as np
+from benchmarking import conclude, rms, timed
 from gnuradio.dmimo.core.frequency import frequency_offset
 from gnuradio.dmimo.experiments import beamsync_model as model
 
@@ -82,20 +82,6 @@ def grid_search(y, x, chunk=50):
     return out
 
 
-def timed(call, repeats=1):
-    """(shortest processor time in seconds, last result)."""
-    times = []
-    for _ in range(repeats):
-        start = time.process_time()
-        result = call()
-        times.append(time.process_time() - start)
-    return min(times), result
-
-
-def rms(error):
-    return float(np.sqrt(np.mean(np.asarray(error, float) ** 2)))
-
-
 def main() -> int:
     phase_trials(CHUNK, NUM_SAMPLES), phase_loop(50, NUM_SAMPLES)  # caches and imports
     # In turns: the machine's speed drifts.
@@ -130,12 +116,7 @@ def main() -> int:
         ("grid search / frequency estimate", grid_s / estimate_s, ">=", FREQUENCY_TARGET),
         ("frequency RMSE, ours / grid", rms(estimate - offset) / rms(on_grid - offset), "<=", ERROR_TARGET),
     ]
-    failed = False
-    for label, ratio, relation, target in verdicts:
-        passed = ratio >= target if relation == ">=" else ratio <= target
-        failed |= not passed
-        print(f"  {label:64s} {ratio:12.2f} x  target {relation} {target:g}  {'PASS' if passed else 'FAIL'}")
-    return int(failed)
+    return conclude(verdicts)
 
 
 def _noiseless():
