@@ -95,7 +95,56 @@ def test_open_names_are_the_first_access_point_and_user():
         bed.node("ap9")
 
 
-@pytest.mark.parametrize("text", [SMALL, WHOLE])
+BIDIRECTIONAL = SMALL + """\
+  - {name: ue2, kind: ue}
+bidirectional:
+  {calibrating: [ue2], estimator: ml_tls, form: phase, fade_limit_db: 12, max_delay_s: 1e-6, max_cfo_hz: 300,
+   pattern_s: 5e-3, patterns: 2, calibrate: on_demand, budget_deg: 3, tracking: wideband, linewidth_hz: 1,
+   drift_hz: 2, drift_period_s: 4, uplink: false, keep_csi: true}
+"""
+
+
+def test_bidirectional_section_reaches_its_fields_and_leaves_all_terminals_to_the_default():
+    bed = testbed.parse(BIDIRECTIONAL)
+    assert bed.bidirectional == testbed.Bidirectional(
+        ("ue2",), "ml_tls", "phase", 12.0, 1e-6, 300.0, 5e-3, 2, "on_demand", 3.0, "wideband", 1.0, 2.0, 4.0, False,
+        True)
+    everyone = BIDIRECTIONAL.replace("calibrating: [ue2], ", "")
+    assert testbed.parse(everyone).bidirectional.calibrating == ("ue1", "ue2")
+    assert testbed.parse(SMALL + "bidirectional: {}\n").bidirectional == testbed.Bidirectional(("ue1",))
+    assert testbed.parse(SMALL).bidirectional is None
+    # Verification and downlink to several terminals follow it as they follow a sweep.
+    both = testbed.parse(BIDIRECTIONAL + "verification: {}\nmultiuser: {}\n")
+    assert (both.verification.ue, both.multiuser.ues) == ("ue1", ("ue1", "ue2"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "message"),
+    [
+        ("[ue2]", "[ue2, ue3]", 8, 'bidirectional.calibrating[1]: value "ue3": no such node; did you mean ue2? allow'),
+        ("[ue2]", "[ap1]", 8, 'bidirectional.calibrating[0]: value "ap1": no such node; allowed: ue1, ue2'),
+        ("[ue2]", "[ue2, ue2]", 8, "bidirectional.calibrating: value [\"ue2\", \"ue2\"]: entries must be unique"),
+        ("ml_tls", "ml", 8, 'bidirectional.estimator: value "ml": allowed: joint_ml, ml_tls'),
+        ("on_demand", "never", 9, 'bidirectional.calibrate: value "never": allowed: always, on_demand'),
+        ("patterns: 2", "patterns: 0", 9, "bidirectional.patterns: value 0: must be at least 1"),
+        ("max_cfo_hz: 300", "max_cfo_hz: 0", 8, "bidirectional.max_cfo_hz: value 0: must be above 0"),
+        ("bidirectional:\n", "beamsync: {}\nbidirectional:\n", 8, "bidirectional: not together with beamsync"),
+    ],
+)
+def test_mistake_in_the_bidirectional_section_is_named(old, new, line, message):
+    assert old in BIDIRECTIONAL
+    found = failure(BIDIRECTIONAL.replace(old, new, 1))
+    assert found.startswith(f"bed.yml:{line}: "), found
+    assert message in found
+
+
+def test_calibration_with_user_terminals_needs_one():
+    alone = SMALL.replace("  - {name: ue1, kind: ue}\n", "")
+    for section in ("bidirectional", "multiuser"):
+        assert f"bed.yml:5: {section}: the testbed has no user terminal" in failure(alone + f"{section}: {{}}\n")
+
+
+@pytest.mark.parametrize("text", [SMALL, WHOLE, BIDIRECTIONAL])
 def test_written_out_testbed_parses_to_itself(text):
     bed = testbed.parse(text)
     plain = testbed.to_dict(bed)
@@ -106,6 +155,7 @@ def test_written_out_testbed_parses_to_itself(text):
 def test_defaults_of_the_schema_are_those_of_the_dataclasses():
     sections = {name: SCHEMA["$defs"][name] for name in ("panel", "hardware", "oscillator", "clock", "fault", "slots")}
     sections |= {name: SCHEMA["$defs"][name] for name in ("propagation", "noise", "beam_sweep", "verification", "node")}
+    sections |= {name: SCHEMA["$defs"][name] for name in ("multiuser", "bidirectional")}
     sections |= {name: sections["hardware"]["properties"][name] for name in ("adc", "amplifier")}
     sections |= {"testbed": SCHEMA, "calibration_settings": SCHEMA["$defs"]["calibration"]}
     for name, section in sections.items():

@@ -223,6 +223,31 @@ class Multiuser:
 
 
 @dataclass(frozen=True)
+class Bidirectional:
+    """Calibration of access points and user terminals by SRS, CSI-RS and CARS; no `calibrating` means all terminals.
+
+    `linewidth_hz`, `drift_hz` and `drift_period_s` are what is assumed of each oscillator: from its data sheet.
+    """
+
+    calibrating: tuple[str, ...] = ()
+    estimator: Literal["joint_ml", "ml_tls"] = "joint_ml"
+    form: Literal["inverse", "conjugate", "phase"] = "inverse"
+    fade_limit_db: float = 20.0
+    max_delay_s: float | None = None
+    max_cfo_hz: float = 2000.0
+    pattern_s: float = 0.625e-3
+    patterns: int = 8
+    calibrate: Literal["always", "on_demand"] = "always"
+    budget_deg: float = 5.0
+    tracking: Literal["kalman", "wideband", "per_subcarrier", "none"] = "kalman"
+    linewidth_hz: float = 0.001
+    drift_hz: float = 0.1
+    drift_period_s: float = 100.0
+    uplink: bool = True
+    keep_csi: bool = False
+
+
+@dataclass(frozen=True)
 class Testbed:
     """One distributed MIMO testbed."""
 
@@ -243,6 +268,7 @@ class Testbed:
     verification: Verification | None = None
     multiuser: Multiuser | None = None
     beamsync: BeamSync | None = None
+    bidirectional: Bidirectional | None = None
 
     @property
     def aps(self) -> tuple[Node, ...]:
@@ -319,16 +345,17 @@ def _merge(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, 
 
 
 def _fill_names(data: dict[str, Any]) -> None:
-    """Put the first access point and the first user terminal where the file leaves them open."""
+    """Put the first access point, and the first user terminal or all of them, where the file leaves them open."""
     for section, key, kind in (("calibration", "reference", "ap"), ("verification", "ue", "ue"),
                                ("beamsync", "leader", "ap")):
         settings = data.get(section, {} if section == "calibration" else None)
         if settings is not None and settings.get(key) is None:
             first = next((node["name"] for node in data["nodes"] if node.get("kind", "ap") == kind), None)
             data[section] = {**settings, key: first}
-    if data.get("multiuser") is not None and not data["multiuser"].get("ues"):
-        every = [node["name"] for node in data["nodes"] if node.get("kind", "ap") == "ue"]
-        data["multiuser"] = {**data["multiuser"], "ues": every}
+    every = [node["name"] for node in data["nodes"] if node.get("kind", "ap") == "ue"]
+    for section, key in (("multiuser", "ues"), ("bidirectional", "calibrating")):
+        if data.get(section) is not None and not data[section].get(key):
+            data[section] = {**data[section], key: every}
 
 
 def _build(kind: Any, value: Any) -> Any:

@@ -149,6 +149,7 @@ def check(document: Document, testbed: Testbed) -> None:
     _check_slots(document, testbed)
     _check_sweep(document, testbed)
     _check_beamsync(document, testbed)
+    _check_bidirectional(document, testbed)
 
 
 def _check_reference(document: Document, path: KeyPath, name: str | None, nodes: Sequence[Node]) -> None:
@@ -210,10 +211,15 @@ def _check_roles(document: Document, testbed: Testbed) -> None:
     if testbed.verification is not None:
         _check_reference(document, ("verification", "ue"), testbed.verification.ue, testbed.ues)
     if testbed.multiuser is not None:
-        if not testbed.multiuser.ues:
-            raise document.error(("multiuser",), "the testbed has no user terminal; required: at least one")
-        for index, name in enumerate(testbed.multiuser.ues):
-            _check_reference(document, ("multiuser", "ues", index), name, testbed.ues)
+        _check_terminals(document, ("multiuser", "ues"), testbed.multiuser.ues, testbed)
+
+
+def _check_terminals(document: Document, path: KeyPath, names: Sequence[str], testbed: Testbed) -> None:
+    """Raise TestbedError unless `names`, all that there are where the file gives none, are user terminals."""
+    if not names:
+        raise document.error(path[:1], "the testbed has no user terminal; required: at least one")
+    for index, name in enumerate(names):
+        _check_reference(document, (*path, index), name, testbed.ues)
 
 
 def _check_slots(document: Document, testbed: Testbed) -> None:
@@ -265,3 +271,13 @@ def _check_beamsync(document: Document, testbed: Testbed) -> None:
     if settings.min_interval_s > settings.max_interval_s:
         problem = f"value {settings.min_interval_s:g}: must be at most max_interval_s = {settings.max_interval_s:g}"
         raise document.error(("beamsync", "min_interval_s"), problem)
+
+
+def _check_bidirectional(document: Document, testbed: Testbed) -> None:
+    settings = testbed.bidirectional
+    if settings is None:
+        return
+    _check_terminals(document, ("bidirectional", "calibrating"), settings.calibrating, testbed)
+    if testbed.beamsync is not None:
+        raise document.error(("bidirectional",), "not together with beamsync: each calibrates a run in its own way; "
+                                                 "remove one of the two")
