@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from .plotting_panels import panels
 from .plotting_style import COLOURS, MARKERS, new_figure, set_title
 from .plotting_sync_run import synchronization
 from .plotting_synchronization import curve_families, evolution
@@ -24,6 +25,7 @@ __all__ = [
     "evolution",
     "gain_bars",
     "pair_snr",
+    "panels",
     "run_figures",
     "synchronization",
 ]

@@ -12,13 +12,13 @@ COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 
 
-def new_figure(width: float, height: float, *, columns: int = 1, widths: Sequence[float] = (1,)):
-    """An empty figure of that size in inches and its axes, side by side."""
+def new_figure(width: float, height: float, *, columns: int = 1, widths: Sequence[float] | None = None, rows: int = 1):
+    """An empty figure of that size in inches and its axes, side by side in one or several rows."""
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, columns, gridspec_kw={"width_ratios": widths})
-    for each in np.atleast_1d(axes):
+    axes = figure.subplots(rows, columns, gridspec_kw={"width_ratios": widths})
+    for each in np.ravel(axes):
         each.spines[["top", "right"]].set_visible(False)
         each.tick_params(labelsize=9)
     return figure, axes
