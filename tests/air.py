@@ -11,7 +11,8 @@ from gnuradio.dmimo.protocols.slots import Grant
 class Air:
     """Nodes with unequal t and r, oscillators with frequency offsets, reciprocal beam channels with integer delays."""
 
-    def __init__(self, rng, num_ports, num_beams, *, samp_rate=1e6, cfo_hz=None, noise_var=0.0, max_delay=0):
+    def __init__(self, rng, num_ports, num_beams, *, samp_rate=1e6, cfo_hz=None, noise_var=0.0, max_delay=0,
+                 min_delay=0):
         self.names = list(num_ports)
         self.num_ports, self.num_beams = num_ports, num_beams
         self.samp_rate, self.noise_var, self.rng = samp_rate, noise_var, rng
@@ -29,7 +30,7 @@ class Air:
                 shape = (num_ports[a], num_beams[a], num_ports[b], num_beams[b])
                 h = rng.normal(size=shape) + 1j * rng.normal(size=shape)
                 self.h[a, b], self.h[b, a] = h, h.transpose(2, 3, 0, 1)
-                self.delay[a, b] = self.delay[b, a] = int(rng.integers(0, max_delay + 1))
+                self.delay[a, b] = self.delay[b, a] = min_delay + int(rng.integers(0, max_delay + 1))
 
     def theta(self, name, samples):
         """Oscillator phase at absolute samples."""

@@ -12,18 +12,18 @@ BEAMS = {"a": 3, "b": 2, "c": 1, "u": 1}
 APS = ("a", "b", "c")
 
 
-def parts(order, *, window=4):
-    symbol = SoundingSymbol(64, 48, 16)
-    layouts = {ap: SlotLayout(320, 8, symbol, PORTS[ap], 4) for ap in APS}
+def parts(order, *, window=4, receive_delay=0):
+    symbol, num = SoundingSymbol(64, 48, 16), 320 + receive_delay
+    layouts = {ap: SlotLayout(num, 8, symbol, PORTS[ap], 4, receive_delay_samples=receive_delay) for ap in APS}
     slots = beam_sweep.sweep_slots(tuple(PORTS), APS, BEAMS, order)
-    schedule = build_schedule(tuple(PORTS), 320, [(beam_sweep.PHASE, window, slots)])
+    schedule = build_schedule(tuple(PORTS), num, [(beam_sweep.PHASE, window, slots)])
     roles = {node: beam_sweep.SweepRole(node, layouts, tuple(PORTS)) for node in PORTS}
     return schedule, layouts, roles
 
 
-def sweep(order, start=10_000, **air_options):
-    air = Air(np.random.default_rng(5), PORTS, BEAMS, **air_options)
-    schedule, layouts, roles = parts(order)
+def sweep(order, start=10_000, receive_delay=0, **air_options):
+    air = Air(np.random.default_rng(5), PORTS, BEAMS, min_delay=receive_delay, **air_options)
+    schedule, layouts, roles = parts(order, receive_delay=receive_delay)
     collector = beam_sweep.SweepCollector(schedule.slots, layouts, order, 6, air.samp_rate, {})
     grants, results, _ = run_phase(air, schedule, beam_sweep.PHASE, roles, start)
     return air, collector, collector.produce(beam_sweep.PHASE, grants, results)
@@ -60,6 +60,16 @@ def test_noiseless_sweep_recovers_unequal_gains_of_unequal_nodes():
     air, collector, product = sweep(beam_sweep.rounds(3), max_delay=9)
     assert product.trusted, product.reasons
     assert metrics.alignment_error(product.values["c"], air.c(APS, 0)) < 1e-9
+
+
+def test_delay_common_to_all_links_beyond_the_prefix_belongs_to_the_middle_of_the_way():
+    """Each oscillator enters twice, 100 samples apart: 0.2 rad between the APs if c were said to belong to one end."""
+    cfo = {"a": 200.0, "b": -150.0, "c": 180.0, "u": 0.0}
+    air, collector, product = sweep(beam_sweep.rounds(3), receive_delay=100, cfo_hz=cfo, max_delay=5)
+    assert product.trusted, product.reasons
+    assert 4 <= collector.delay_samples <= 9
+    truth = air.c(APS, product.values["reference_time"])
+    assert metrics.alignment_error(product.values["c"], truth) < 2e-5
 
 
 def test_frequency_offsets_are_removed_and_c_belongs_to_its_reference_time():

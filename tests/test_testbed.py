@@ -138,6 +138,11 @@ def test_mistake_in_the_bidirectional_section_is_named(old, new, line, message):
     assert message in found
 
 
+def test_beamsync_has_no_place_for_a_receive_delay():
+    text = SMALL + "beamsync: {}\nslots: {receive_delay_samples: 40, slot_samples: 512}\n"
+    assert "bed.yml:7: slots.receive_delay_samples: value 40: must be 0 with beamsync" in failure(text)
+
+
 def test_calibration_with_user_terminals_needs_one():
     alone = SMALL.replace("  - {name: ue1, kind: ue}\n", "")
     for section in ("bidirectional", "multiuser"):
@@ -241,6 +246,8 @@ REPLACEMENTS = [
     ("kind: nan, ", "", 24, "faults[0]: required key missing: kind"),
     ("node: ap1", "node: ap4", 24, 'faults[0].node: value "ap4": no such node; did you mean ap2? allowed: ap1, ap2,'),
     ("port: 1", "port: 2", 24, "faults[0].port: value 2: node ap1 has 2 ports; allowed: 0 to 1"),
+    ("slot_samples: 1024", "receive_delay_samples: 657, slot_samples: 1024", 25, "at least 1025 = lead_samples + 2"),
+    ("slot_samples: 1024", "receive_delay_samples: 657, slot_samples: 1024", 25, "+ prefix_samples + receive_delay_s"),
     ("slot_samples: 1024", "slot_samples: 367", 25, "slots.slot_samples: value 367: must be at least 368"),
     ("slot_samples: 1024", "num_subcarriers: 128, slot_samples: 1024", 25, "value 128: must be below pilot_samples"),
     ("slot_samples: 1024", "num_subbands: 7, slot_samples: 1024", 25, "num_subbands: value 7: must divide num_subca"),

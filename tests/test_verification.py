@@ -13,13 +13,14 @@ CFO = {"a": 20.0, "b": -45.0, "c": 31.0, "ue": 50.0}
 
 
 def verify(seed=3, *, wrong=1.0, start=50_000, calibrated_at=20_000, random_starts=40, repeats=8, options=None,
-           downlink_noise=None, **air_options):
+           downlink_noise=None, receive_delay=0, **air_options):
     """Report and ideal of a verification with the true calibration of an earlier time, times `wrong`."""
-    air = Air(np.random.default_rng(seed), PORTS, BEAMS, **air_options)
-    layout = SlotLayout(256, 8, SoundingSymbol(128, 96, 32), 1, 8)
+    air = Air(np.random.default_rng(seed), PORTS, BEAMS, min_delay=receive_delay, **air_options)
+    num = 256 + receive_delay
+    layout = SlotLayout(num, 8, SoundingSymbol(128, 96, 32), 1, 8, receive_delay_samples=receive_delay)
     plan = Plan(tuple(PORTS), APS, "ue", PORTS, BEAMS, layout, air.samp_rate, 12, 4, repeats, random_starts, seed,
                 **options or {})
-    schedule = build_schedule(tuple(PORTS), 256, plan.phases(8))
+    schedule = build_schedule(tuple(PORTS), num, plan.phases(8))
     roles = {node: VerificationRole(node, plan) for node in PORTS}
     verifier = Verifier(plan, schedule.slots)
     frequency = np.concatenate([[air.cfo_hz[ap] - air.cfo_hz["a"]] * PORTS[ap] for ap in APS])
@@ -158,4 +159,11 @@ def test_offset_common_to_all_nodes_costs_nothing_and_a_late_label_does():
     """1 kHz for all APs against the UE and 30 Hz between them: times that are labelled wrongly show."""
     far = {"a": 1020.0, "b": 955.0, "ue": 0.0, "c": 1031.0}
     _, report = verify(cfo_hz=far)
+    assert report["ideal_gain_db"] - report["coherent_gain_db"] < 5e-3
+
+
+def test_delay_common_to_all_links_beyond_the_prefix_costs_nothing():
+    """300 Hz between APs turn by 0.2 rad in the delay: times taken at the wrong end would show."""
+    far = {"a": 200.0, "b": -100.0, "ue": 50.0, "c": 150.0}
+    _, report = verify(cfo_hz=far, receive_delay=100, max_delay=5)
     assert report["ideal_gain_db"] - report["coherent_gain_db"] < 5e-3

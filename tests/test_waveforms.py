@@ -139,6 +139,22 @@ def test_advance_moves_the_window_and_its_time_but_not_the_burst():
     assert early.middle(1) == plain.middle(1) - 4
 
 
+def test_receive_delay_moves_the_window_its_time_and_the_silence_but_not_the_burst():
+    symbol = SoundingSymbol(64, 48, 8)
+    plain = SlotLayout(400, 10, symbol, 3, advance_samples=4, latency_samples=5)
+    late = SlotLayout(400, 10, symbol, 3, 4, 5, receive_delay_samples=101)
+    np.testing.assert_array_equal(plain.sounding_burst(), late.sounding_burst())
+    assert late.useful_start(1) == plain.useful_start(1) + 101
+    assert late.middle(1) == plain.middle(1) + 101
+    assert (plain.midway(1), late.midway(1)) == (plain.middle(1), plain.middle(1) + 51)
+    assert late.silence == slice(10 + 3 * 72 + 8 + 101 + 5, 400)
+    # What is received at least so late, and by no more than the prefix less the advance later, fills the window.
+    sent = late.sounding_burst(dtype=np.complex128)[1]
+    for delay in (101 - 4, 101, 105):
+        window = np.roll(sent, delay + 5)[late.useful_start(1) :][:64]
+        np.testing.assert_allclose(window, np.roll(symbol.samples()[8:], delay - 101 + 4), atol=1e-12)
+
+
 def test_joint_burst_sends_all_ports_at_the_first_position():
     symbol = SoundingSymbol()
     layout = SlotLayout(512, 16, symbol, num_ports=2)
@@ -154,11 +170,14 @@ def test_joint_burst_sends_all_ports_at_the_first_position():
     ("changes", "message"),
     [({"slot_samples": 207}, "slot_samples=207 is too short.*need 208"), ({"num_ports": 2}, "need 368"),
      ({"num_ports": 0}, "num_ports=0"), ({"lead_samples": -1}, "lead_samples=-1"),
-     ({"advance_samples": 33}, "advance_samples=33")],
+     ({"advance_samples": 33}, "advance_samples=33"), ({"receive_delay_samples": -1}, "receive_delay_samples=-1"),
+     ({"receive_delay_samples": 49}, "a delay of 49 and a tail of 32 samples need 257"),
+     ({"receive_delay_samples": 48, "latency_samples": 33}, "latency_samples=33")],
 )
 def test_layout_refuses_what_does_not_fit(changes, message):
     arguments = {"slot_samples": 256, "lead_samples": 16, "symbol": SoundingSymbol(), "num_ports": 1}
     SlotLayout(**{**arguments, "slot_samples": 208})
+    SlotLayout(**{**arguments, "receive_delay_samples": 48, "latency_samples": 32})
     with pytest.raises(ValueError, match=message):
         SlotLayout(**{**arguments, **changes})
 

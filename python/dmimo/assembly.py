@@ -78,7 +78,7 @@ class Assembly:
         slots = self.testbed.slots
         advance = slots.prefix_samples // WINDOW_ADVANCE
         return waveforms.SlotLayout(slots.slot_samples, slots.lead_samples, self.symbol, num_ports, advance,
-                                    self.latency_samples)
+                                    self.latency_samples, slots.receive_delay_samples)
 
     @cached_property
     def latency_samples(self) -> int:

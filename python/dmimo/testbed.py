@@ -135,7 +135,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Slots:
-    """Time grid and sounding symbols."""
+    """Time grid and sounding symbols; `receive_delay_samples` is how long everything takes to arrive."""
 
     slot_samples: int = 256
     lead_samples: int = 16
@@ -143,6 +143,7 @@ class Slots:
     pilot_samples: int = 128
     num_subcarriers: int = 96
     num_subbands: int = 12
+    receive_delay_samples: int = 0
     window: int = 16
     max_attempts: int = 3
     watchdog_s: float = 20.0

@@ -226,12 +226,12 @@ def _check_slots(document: Document, testbed: Testbed) -> None:
     slots = testbed.slots
     node = max(testbed.nodes, key=lambda node: node.num_ports)
     symbol = slots.prefix_samples + slots.pilot_samples
-    needed = slots.lead_samples + node.num_ports * symbol + slots.prefix_samples
+    needed = slots.lead_samples + node.num_ports * symbol + slots.prefix_samples + slots.receive_delay_samples
     if needed > slots.slot_samples:
         problem = (
             f"value {slots.slot_samples}: must be at least {needed} = lead_samples + {node.num_ports} "
             f"port{'s' if node.num_ports > 1 else ''} of {node.name} * (prefix_samples + pilot_samples) "
-            "+ prefix_samples"
+            f"+ prefix_samples{' + receive_delay_samples' if slots.receive_delay_samples else ''}"
         )
         raise document.error(("slots", "slot_samples"), problem)
     if slots.num_subcarriers >= slots.pilot_samples:
@@ -264,6 +264,9 @@ def _check_beamsync(document: Document, testbed: Testbed) -> None:
         problem = (f"value {settings.sync_samples}: slot_samples must be at least {needed} = lead_samples + "
                    "sync_samples + 3 * prefix_samples")
         raise document.error(("beamsync", "sync_samples"), problem)
+    if slots.receive_delay_samples:
+        raise document.error(("slots", "receive_delay_samples"), f"value {slots.receive_delay_samples}: must be 0 with "
+                             "beamsync, whose bursts are expected within a prefix")
     many = any(ap.num_ports > 1 for ap in testbed.aps)
     if settings.internal_calibration != "none" and many and testbed.propagation.coupling_db is None:
         raise document.error(("beamsync", "internal_calibration"), f"value {settings.internal_calibration}: the ports "

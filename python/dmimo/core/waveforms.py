@@ -210,12 +210,15 @@ class SlotLayout:
     The receiver's window for port p begins at `useful_start(p)`, `advance_samples` before the useful part as sent, so
     that it sees one whole period for relative delays from -advance_samples to prefix_samples - advance_samples. The
     advance looks like a delay common to everything received. A receiver whose samples are labelled `latency_samples`
-    later than they were at the antenna (its pipeline) opens its windows later by as much.
+    later than they were at the antenna (its pipeline) opens its windows later by as much. So does one that everything
+    reaches `receive_delay_samples` after it was sent: the propagation delay common to all links, which may exceed the
+    prefix; relative delays then count from there.
 
     Raises
     ------
     ValueError
-        If the symbols, or a tail of one prefix (echoes must die out before the next slot), do not fit into the slot.
+        If the symbols as they arrive, or a tail of one prefix (echoes must die out before the next slot), do not fit
+        into the slot.
     """
 
     slot_samples: int
@@ -224,6 +227,7 @@ class SlotLayout:
     num_ports: int = 1
     advance_samples: int = 0
     latency_samples: int = 0
+    receive_delay_samples: int = 0
 
     def __post_init__(self):
         _check_positive("slot_samples", self.slot_samples)
@@ -235,12 +239,14 @@ class SlotLayout:
                 f"advance_samples={self.advance_samples} must lie in 0 ... prefix_samples = "
                 f"{self.symbol.prefix_samples}"
             )
-        needed = self.lead_samples + self.num_ports * self.symbol.total_samples + self.symbol.prefix_samples
-        if needed > self.slot_samples:
+        if self.receive_delay_samples < 0:
+            raise ValueError(f"receive_delay_samples={self.receive_delay_samples} must not be negative")
+        if self._end > self.slot_samples:
+            late = self.receive_delay_samples
             raise ValueError(
                 f"slot_samples={self.slot_samples} is too short: a lead of {self.lead_samples}, {self.num_ports} "
-                f"symbols of {self.symbol.total_samples} and a tail of {self.symbol.prefix_samples} samples "
-                f"need {needed}"
+                f"symbols of {self.symbol.total_samples}, {f'a delay of {late} ' if late else ''}and a tail of "
+                f"{self.symbol.prefix_samples} samples need {self._end}"
             )
         end = self.useful_start(self.num_ports - 1) + self.symbol.pilot_samples
         if self.latency_samples < 0 or end > self.slot_samples:
@@ -257,10 +263,14 @@ class SlotLayout:
 
     def useful_start(self, port: int = 0) -> int:
         """First sample of the receiver's window of `pilot_samples` for this port's symbol."""
-        return self.symbol_start(port) + self.symbol.prefix_samples - self.advance_samples + self.latency_samples
+        late = self.latency_samples + self.receive_delay_samples - self.advance_samples
+        return self.symbol_start(port) + self.symbol.prefix_samples + late
 
     def middle(self, port: int = 0) -> int:
-        """Sample at the antenna to which the port's estimate belongs, the middle of its window.
+        """Sample at the receiver's antenna to which the port's estimate belongs, the middle of its window.
+
+        The receiver's oscillator has entered the estimate at this time, the sender's `receive_delay_samples` earlier.
+        Weights from an uplink thus count from here, c from both directions of a link from `midway`.
 
         A rotating carrier is seen with its phase at the centroid of the energy in the window, which is not an integer:
         0.8 samples before the integer returned here for the default symbol without delay, within 2 samples of it for
@@ -269,14 +279,27 @@ class SlotLayout:
         """
         return self.useful_start(port) - self.latency_samples + self.symbol.pilot_samples // 2
 
+    def midway(self, port: int = 0) -> int:
+        """Sample halfway between where the middle of the window was sent and where it is received.
+
+        The ratio of both directions, measured at t_1 and t_2 (at the antennas) over a delay d, has the phase
+        theta_j(t_1 - d) + theta_j(t_2) - theta_i(t_1) - theta_i(t_2 - d): that of c_j / c_i at (t_1 + t_2 - d) / 2.
+        """
+        return self.middle(port) - self.receive_delay_samples // 2
+
     @property
     def silence(self) -> slice:
         """The samples after the echoes of the last symbol: noise only, if no other node sends in this slot.
 
         Empty if the slot is only just long enough.
         """
-        end = self.symbol_start(self.num_ports - 1) + self.symbol.total_samples + self.symbol.prefix_samples
-        return slice(min(end + self.latency_samples, self.slot_samples), self.slot_samples)
+        return slice(min(self._end + self.latency_samples, self.slot_samples), self.slot_samples)
+
+    @property
+    def _end(self) -> int:
+        """First sample after the echoes of the last symbol, at the antenna."""
+        tail = self.receive_delay_samples + self.symbol.prefix_samples
+        return self.symbol_start(self.num_ports - 1) + self.symbol.total_samples + tail
 
     def sounding_burst(self, *, dtype=np.complex64) -> np.ndarray:
         """Slot in which every port sends its symbol at its own position: (num_ports, slot_samples), zeros elsewhere."""

@@ -262,7 +262,7 @@ class SweepCollector:
             delay = common + (coarse[theirs] - coarse[own, None]) / 2
             h = sounding.advance(np.asarray(result["h"])[rows][:, :, : theirs.stop - theirs.start], self._symbol, delay)
             y[own, theirs, path] = np.moveaxis(sounding.subband_average(h, self._num_subbands), 0, 2)
-            middles = np.array([self._layout.middle(port) for port in range(theirs.stop - theirs.start)]) - latency
+            middles = np.array([self._layout.midway(port) for port in range(theirs.stop - theirs.start)]) - latency
             times[own, theirs, path] = np.asarray(result["starts"])[rows] + middles[:, None]
             noise_var[own] = sounding.estimate_noise_variance(self._symbol, result["noise_var"], self._num_subbands)
         return SweepData(y, times, self._audible(noise_var, y), coarse, frequency, frequency_std)
