@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from gnuradio.dmimo import testbed
 from gnuradio.dmimo.assembly import Assembly, noise_variance
+from gnuradio.dmimo.direct import DirectRun
+from gnuradio.dmimo.simulation.propagation import Geometric, Rayleigh
 
 TEXT = """
 version: 1
@@ -68,6 +70,52 @@ def test_schedule_covers_sweep_and_verification():
     assert [phase.name for phase in assembly.schedule.phases] == ["sweep", "training", "uplink", "downlink"]
     assert [p.name for p in Assembly(assembly.testbed, verify=False).schedule.phases] == ["sweep"]
     assert assembly.port_names == ("ap1:0", "ap1:1", "ap2:0")
+
+
+LINE_OF_SIGHT = """
+version: 1
+seed: 3
+samp_rate: 245.76e+6
+node_defaults: {num_ports: 2, hardware: {gain_std_db: 1}}
+nodes:
+  - {name: ap1, oscillator: {cfo_hz: 30e+3}}
+  - {name: ap2, position_m: [300, 0, 0], oscillator: {cfo_hz: -20e+3}}
+  - {name: ue1, kind: ue, position_m: [150, 260, 0]}
+propagation: {kind: geometric, num_paths: 0, rice_factor_db: 9, cross_polarisation_db: 8}
+noise: {snr_db: 30}
+slots: {slot_samples: 1024, receive_delay_samples: 246, prefix_samples: 36}
+beam_sweep: {passes: 4}
+verification: {repeats: 4, random_starts: 4}
+"""
+
+
+def test_propagation_keys_reach_the_model(monkeypatch):
+    seen = {}
+    for model in (Geometric, Rayleigh):
+        monkeypatch.setattr(f"gnuradio.dmimo.assembly.{model.__name__}",
+                            lambda _model=model, **given: seen.update(given) or _model(**given))
+    Assembly(testbed.parse(LINE_OF_SIGHT)).network()
+    assert [seen[key] for key in ("num_paths", "rice_factor_db", "cross_polarisation_db")] == [0, 9.0, 8.0]
+    network()
+    assert seen["cross_polarisation_db"] is None
+
+
+def test_nodes_further_apart_than_the_prefix_are_calibrated_with_a_receive_delay():
+    """300 m at 245.76 MS/s are 246 samples; the oscillators turn by 18 degrees against each other on the way."""
+    assembly = Assembly(testbed.parse(LINE_OF_SIGHT))
+    collectors = assembly.collectors()
+    roles = {node.name: assembly.roles(node.name) for node in assembly.testbed.nodes}
+    network = assembly.network()
+    assert DirectRun(assembly.schedule, network, roles, list(collectors.values())).run() is None
+    calibration = collectors["calibrator"].calibration
+    assert assembly.truth(network, calibration)["phase_error_deg"] < 1.0
+    report = collectors["verifier"].report
+    assert report["coherent_gain_db"] == pytest.approx(report["ideal_gain_db"], abs=0.05)
+    # Without it, no window sees a whole symbol.
+    near = Assembly(testbed.parse(LINE_OF_SIGHT.replace("receive_delay_samples: 246, ", "")))
+    roles = {node.name: near.roles(node.name) for node in near.testbed.nodes}
+    error = DirectRun(near.schedule, near.network(), roles, list(near.collectors().values())).run()
+    assert "samples from where they are expected" in error
 
 
 def test_unknown_names_are_refused():

@@ -74,6 +74,27 @@ def test_coupling_must_be_finite(coupling_db):
 
 
 @pytest.mark.parametrize("model", [Rayleigh, Geometric])
+def test_ports_of_different_polarisation_hear_each_other_weaker_in_both_directions(model):
+    a, b = Site("a", 3, 2, (0.0, 0.0, 0.0)), Site("b", 2, 2, (300.0, 0.0, 0.0))
+    plain = model(seed=1, coupling_db=-3.0)
+    crossed = model(seed=1, coupling_db=-3.0, cross_polarisation_db=12.0)
+    ratio = np.abs(crossed.paths(a, b, SAMP_RATE).gains / plain.paths(a, b, SAMP_RATE).gains) ** 2
+    weak = 10**-1.2
+    expected = np.array([[1, weak], [weak, 1], [1, weak]])[:, None, :, None, None]
+    np.testing.assert_allclose(ratio, np.broadcast_to(expected, ratio.shape), rtol=1e-12)
+    back = crossed.paths(b, a, SAMP_RATE).gains
+    assert np.array_equal(back, crossed.paths(a, b, SAMP_RATE).transposed().gains)
+    # Coupling within a node has its own gain.
+    assert np.array_equal(crossed.coupling(a), plain.coupling(a))
+
+
+@pytest.mark.parametrize("cross_polarisation_db", [np.inf, np.nan, -1.0])
+def test_cross_polarisation_must_be_finite_and_not_negative(cross_polarisation_db):
+    with pytest.raises(ValueError, match="cross_polarisation_db"):
+        Rayleigh(seed=1, cross_polarisation_db=cross_polarisation_db)
+
+
+@pytest.mark.parametrize("model", [Rayleigh, Geometric])
 def test_the_first_delay_is_the_distance_over_the_speed_of_light(model):
     assert model(seed=1, delays=True).paths(A, B, SAMP_RATE).delays_samples[0] == pytest.approx(
         300 / SPEED_OF_LIGHT_M_S * SAMP_RATE

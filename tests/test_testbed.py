@@ -234,6 +234,8 @@ REPLACEMENTS = [
     ("follow_cfo: true", "follow_cfo: yes", 13, 'nodes[1].clock.follow_cfo: value "yes": must be true or false'),
     ("num_ports: 2", "num_ports: 8", 25, "value 1024: must be at least 1328 = lead_samples + 8 ports of ap1"),
     ("    panel: {", "    panel: {num_antenas: 1, ", 16, "nodes[2].panel.num_antenas: unknown key; did you mean num"),
+    ("path_gain_db: -3", "cross_polarisation_db: -1", 20, "cross_polarisation_db: value -1: must be at least 0"),
+    ("path_gain_db: -3", "rice_factor_db: null", 20, "propagation.rice_factor_db: value null: must be a number"),
     ("kind: geometric", "kind: null", 19, "propagation.kind: value null: allowed: rayleigh, geometric"),
     ("ap2-ap1", "ap2-ap3", 21, 'propagation.pair_gain_db.ap2-ap3: value "ap3": no such node; did you mean ap2? allo'),
     ("ap2-ap1", "ap2", 21, 'propagation.pair_gain_db.ap2: must name two nodes, as in "ap1-ap2"'),

@@ -217,9 +217,11 @@ class Assembly:
         bed = self.testbed
         common = dict(seed=bed.seed, path_gain_db=bed.propagation.path_gain_db, delays=bed.propagation.delays,
                       pair_gain_db=bed.propagation.pair_gain_db, blocked_pairs=bed.propagation.blocked_pairs,
-                      coupling_db=bed.propagation.coupling_db)
+                      coupling_db=bed.propagation.coupling_db,
+                      cross_polarisation_db=bed.propagation.cross_polarisation_db)
         if bed.propagation.kind == "geometric":
-            propagation = Geometric(num_paths=bed.propagation.num_paths, **common)
+            propagation = Geometric(num_paths=bed.propagation.num_paths,
+                                    rice_factor_db=bed.propagation.rice_factor_db, **common)
         else:
             propagation = Rayleigh(num_taps=bed.propagation.num_taps,
                                    delay_spread_s=bed.propagation.delay_spread_s, **common)

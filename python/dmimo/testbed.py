@@ -101,7 +101,8 @@ class Node:
 class Propagation:
     """Reciprocal propagation between all nodes; `pair_gain_db` is keyed "ap1-ap2", in either order.
 
-    `coupling_db` is the mean gain between the ports of one node; None: they do not hear each other.
+    `coupling_db` is the mean gain between the ports of one node; None: they do not hear each other. Even and odd ports
+    are two polarisations where `cross_polarisation_db` says how much weaker they hear each other.
     """
 
     kind: Literal["rayleigh", "geometric"] = "rayleigh"
@@ -110,9 +111,11 @@ class Propagation:
     num_taps: int = 1
     delay_spread_s: float = 0.0
     num_paths: int = 8
+    rice_factor_db: float = 6.0
     pair_gain_db: dict[str, float] = field(default_factory=dict)
     blocked_pairs: tuple[tuple[str, ...], ...] = ()
     coupling_db: float | None = None
+    cross_polarisation_db: float | None = None
 
 
 @dataclass(frozen=True)

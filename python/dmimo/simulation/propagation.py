@@ -52,6 +52,8 @@ class Propagation:
     blocked_pairs : pairs of names that do not hear each other.
     delays : whether waves take distance / c; otherwise everything arrives at once (multipath taps excepted).
     coupling_db : power gain between any two ports of a node; None: they do not hear each other.
+    cross_polarisation_db : how much lower the power gain is between ports of two nodes, one of them with an even number
+        and the other with an odd one: two polarisations, both directions alike. None: all ports hear each other alike.
     """
 
     def __init__(
@@ -63,10 +65,14 @@ class Propagation:
         blocked_pairs: Iterable[tuple[str, str]] = (),
         delays: bool = False,
         coupling_db: float | None = None,
+        cross_polarisation_db: float | None = None,
     ):
         if coupling_db is not None and not np.isfinite(coupling_db):
             raise ValueError(f"coupling_db={coupling_db} must be finite, or None for no coupling")
+        if cross_polarisation_db is not None and not 0.0 <= cross_polarisation_db < np.inf:
+            raise ValueError(f"cross_polarisation_db={cross_polarisation_db} must be finite and not negative, or None")
         self.seed, self.path_gain_db, self.delays, self.coupling_db = seed, path_gain_db, delays, coupling_db
+        self.cross_polarisation_db = cross_polarisation_db
         self.pair_gain_db = dict(pair_gain_db or {})
         self.blocked_pairs = {frozenset(pair) for pair in blocked_pairs}
 
@@ -90,7 +96,13 @@ class Propagation:
         keys = (f"{a.name}-{b.name}", f"{b.name}-{a.name}")
         gain_db = self.path_gain_db + sum(self.pair_gain_db.get(key, 0.0) for key in keys)
         gain = 0.0 if frozenset((a.name, b.name)) in self.blocked_pairs else 10.0 ** (gain_db / 20.0)
-        return Paths(gain * paths.gains, paths.delays_samples)
+        return Paths(gain * paths.gains * self._polarisation(a, b), paths.delays_samples)
+
+    def _polarisation(self, a: Site, b: Site) -> np.ndarray:
+        """Amplitude of each pair of ports by their polarisations, (ports of a, 1, ports of b, 1, 1)."""
+        crossed = (np.arange(a.num_ports)[:, None] - np.arange(b.num_ports)) % 2
+        weaker_db = 0.0 if self.cross_polarisation_db is None else self.cross_polarisation_db
+        return 10.0 ** (-crossed * weaker_db / 20.0)[:, None, :, None, None]
 
     def coupling(self, site: Site) -> np.ndarray | None:
         """Return the coupling between the ports of a node, complex128 (num_ports, num_ports), None where there is none.
