@@ -118,7 +118,11 @@ def quotient(g: ArrayLike, h: ArrayLike, g_time_s: ArrayLike, h_time_s: ArrayLik
 
 
 def midpoint_s(first_time_s: ArrayLike, second_time_s: ArrayLike) -> NDArray:
-    """Time to which C belongs, of symbols centred at the given times (see `ofdm.OfdmGrid.symbol_time_s`)."""
+    """Time to which C belongs, of symbols received centred at the given times (see `ofdm.OfdmGrid.symbol_time_s`).
+
+    A wave carries the phase that its oscillator had when it left: in true time C belongs to half a flight before the
+    middle of the two receptions. That is within the prefix, and neglected: 300 ns at 1.5 kHz turn C by 3 mrad.
+    """
     return 0.5 * (np.asarray(first_time_s, float) + np.asarray(second_time_s, float))
 
 
