@@ -85,7 +85,8 @@ def node_frequencies(
     normal = _pinv(design, rows)
     unknowns = _start(gain, time_s / unit, weights, used, rates)
     for _ in range(_STEPS):
-        unknowns = unknowns + np.einsum("...xy,...ry,...r->...x", normal, design, rows * _residual(gain, design, unknowns))
+        pull = rows * _residual(gain, design, unknowns)
+        unknowns = unknowns + np.einsum("...xy,...ry,...r->...x", normal, design, pull)
     residual = _residual(gain, design, unknowns).reshape(gain.shape)
     consistent = np.abs(residual) * np.sqrt(weights) <= MAX_RESIDUAL
     first = len(trp) + len(ue)
@@ -94,7 +95,7 @@ def node_frequencies(
 
 
 def _incidence(trp: NDArray, ue: NDArray) -> tuple[NDArray, NDArray]:
-    """What each link takes from TRP and adds from UE, (M, N, M + N + P): of the ports' phases, the nodes' frequencies."""
+    """What a link takes from its TRP and adds from its UE, (M, N, M + N + P): ports' phases, nodes' frequencies."""
     num_trp, num_ue, trps = len(trp), len(ue), trp.max() + 1
     m, n = np.arange(num_trp)[:, None], np.arange(num_ue)
     first = num_trp + num_ue
@@ -106,7 +107,7 @@ def _incidence(trp: NDArray, ue: NDArray) -> tuple[NDArray, NDArray]:
 
 
 def _start(gain: NDArray, time: NDArray, weights: NDArray, used: NDArray, rates: NDArray) -> NDArray:
-    """Unknowns (..., M + N + P): frequencies from each link's own two readings, then phases from all, turned to t = 0."""
+    """Unknowns (..., M + N + P): frequencies from the two readings of each link, then phases from all readings."""
     apart = np.where(used, time[..., 1, :, :] - time[..., 0, :, :], 1.0)
     turn = np.angle(gain[..., 1, :, :] * gain[..., 0, :, :].conj()) / (4.0 * np.pi * apart)
     information = np.where(used, apart**2 * np.minimum(weights[..., 0, :, :], weights[..., 1, :, :]), 0.0)
