@@ -5,10 +5,10 @@ import numpy as np
 import pmt
 
 from ..core import beamsync
-from . import messages
+from . import messages, plain_bursts
 from .guard import guarded
 from .lean import lean_message_block
-from .timetags import RX_TIME, rate_ratio, sample_from_pmt, time_to_pmt
+from .timetags import rate_ratio, time_to_pmt
 
 RETURNS, DROPPED = pmt.intern("returns"), pmt.intern("dropped")
 
@@ -68,11 +68,11 @@ class conjugate_return(lean_message_block):
     @guarded
     def handle_burst(self, message):
         """Return a burst, slot by slot, or say why not."""
-        for meta, samples in self._decoded(message):
+        for meta, samples in plain_bursts.slots_of(message, self._num_ports):
             self._answer(meta, samples)
 
     def _answer(self, meta, samples: np.ndarray) -> None:
-        start = self._start(meta)
+        start = plain_bursts.start_of(meta, self._rate)
         reason = self._obstacle(meta, samples)
         if reason is None:
             try:
@@ -80,45 +80,18 @@ class conjugate_return(lean_message_block):
             except ValueError as refused:  # no energy, or not finite
                 reason = str(refused)
         if reason is not None:
-            known = {} if start is None else {"start": start}
-            dropped = _copied(messages.encode("dropped", reason=reason, **known), meta, messages.SLOT)
-            self.message_port_pub(DROPPED, dropped)
+            self.message_port_pub(DROPPED, plain_bursts.dropped(meta, start, reason))
             return
-        answer = _copied(pmt.make_dict(), meta, messages.SLOT, messages.BEAM)
+        answer = plain_bursts.copied(pmt.make_dict(), meta, messages.SLOT, messages.BEAM)
         if start is not None:
             answer = pmt.dict_add(answer, messages.TX_TIME, time_to_pmt(start + self._latency, self._rate))
         self.message_port_pub(RETURNS, pmt.cons(answer, vector))
 
-    def _decoded(self, message):
-        """Dictionary and samples, complex64 (num_ports, n), of every slot of a burst."""
-        if not (pmt.is_pair(message) and pmt.is_dict(pmt.car(message)) and pmt.is_c32vector(pmt.cdr(message))):
-            raise ValueError("message is no burst: must be a pair of a dictionary and a c32vector")
-        meta = pmt.car(message)
-        slots = [meta]
-        if pmt.dict_has_key(meta, messages.GRANTS):
-            slots = [pmt.dict_add(pmt.dict_add(meta, messages.SLOT, pmt.from_long(grant.slot)), messages.START,
-                                  pmt.from_long(grant.start)) for grant in messages.grants(meta)]
-        if pmt.length(pmt.cdr(message)) == 0:
-            return [(slot, np.empty((self._num_ports, 0), np.complex64)) for slot in slots]
-        samples = messages.vector_from_pmt(pmt.cdr(message))
-        num_ports = pmt.to_long(pmt.dict_ref(meta, messages.NUM_PORTS, pmt.from_long(self._num_ports)))
-        if num_ports != self._num_ports or samples.size % (len(slots) * num_ports):
-            raise ValueError(f"burst of {num_ports} ports, {samples.size} samples: must have num_ports = "
-                             f"{self._num_ports} ports of the same length")
-        return list(zip(slots, samples.reshape(len(slots), num_ports, -1), strict=True))
-
-    def _start(self, meta) -> int | None:
-        start = pmt.dict_ref(meta, messages.START, pmt.PMT_NIL)
-        if not pmt.is_null(start):
-            return pmt.to_long(start)
-        time = pmt.dict_ref(meta, RX_TIME, pmt.PMT_NIL)
-        return None if pmt.is_null(time) else sample_from_pmt(time, self._rate)
-
     def _obstacle(self, meta, samples: np.ndarray) -> str | None:
         """Why a burst cannot be returned whatever it holds."""
-        status = pmt.symbol_to_string(pmt.dict_ref(meta, messages.STATUS, messages.OK))
-        if status != "ok":
-            return f"burst is {status}"
+        wrong = plain_bursts.bad_status(meta)
+        if wrong is not None:
+            return wrong
         length = samples.shape[1]
         if length <= self._first or length < self._first + self._num_samples:
             return (f"burst of {length} samples: too short for first_sample = {self._first} and num_samples = "
@@ -145,11 +118,3 @@ def _checked_waveform(waveform, num_samples: int) -> np.ndarray:
         raise ValueError(f"waveform of shape {x.shape}: must be finite, not zero, and (num_samples,) = "
                          f"({num_samples},) unless that is 0")
     return x
-
-
-def _copied(target, source, *keys):
-    """Dictionary with those of the keys that another one has."""
-    for key in keys:
-        if pmt.dict_has_key(source, key):
-            target = pmt.dict_add(target, key, pmt.dict_ref(source, key, pmt.PMT_NIL))
-    return target
