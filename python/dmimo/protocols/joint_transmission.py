@@ -4,10 +4,13 @@
 The UEs sound with their port 0, one symbol per slot. c was measured at t_c, h_ul at t_u; a sample that AP m sends at t
 needs c at (t_u + t) / 2, so its weight turns by -2 pi f_m (t_u + t - 2 t_c), f_m its oscillator against any common
 reference. Everything is per subcarrier, so that delays and multipath within the prefix do no harm.
+
+The sides may be swapped: UEs whose coefficients are known send jointly to an AP that sounds. What is said of APs here
+then holds for them.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -15,16 +18,59 @@ from ..core import sounding
 from ..core.waveforms import SlotLayout
 from .slots import CHOSEN, Grant, Product, Reception, Slot
 
+COEFFICIENTS = ("c", "delay_s", "frequency_hz", "reference_time")
 MIN_DEVIATIONS = 4.0  # of the noise's energy, by which a signal must stand out to count as received
 
 
 class AccessPoints:
-    """What follows from the nodes of a plan: those of the schedule, and the APs in the order of the calibration."""
+    """What follows from the nodes of a plan: those of the schedule, and the APs in the order of the calibration.
+
+    Attributes
+    ----------
+    prefix : str
+        Of the names of the phases, so that several plans of a kind fit into one schedule.
+    coefficients : str
+        Before the keys `COEFFICIENTS` of the calibration products from which the APs' coefficients are taken.
+    beams_from : str or None
+        Phase whose product holds `serving_beams` (nodes,), the beam of every node, UEs included; None: the plan has a
+        training of its own, in which UEs keep their first beam.
+    """
+
+    names: ClassVar[tuple[str, str, str]]
+    """Names of the phases that choose beams, sound, and measure, before the prefix."""
 
     nodes: tuple[str, ...]
     aps: tuple[str, ...]
     num_ports: Mapping[str, int]
     num_beams: Mapping[str, int]
+    prefix: str
+    coefficients: str
+    beams_from: str | None
+
+    @property
+    def training(self) -> str:
+        """Phase, and purpose of its slots, that chooses beams."""
+        return self.prefix + self.names[0]
+
+    @property
+    def uplink(self) -> str:
+        """Phase, and purpose of its slots, in which the UEs sound."""
+        return self.prefix + self.names[1]
+
+    @property
+    def downlink(self) -> str:
+        """Phase, and purpose of its slots, in which the APs send."""
+        return self.prefix + self.names[2]
+
+    @property
+    def trains(self) -> bool:
+        """Whether the plan chooses beams itself."""
+        return self.beams_from is None and self.most_beams > 1
+
+    def calibration(self, product: Product) -> dict[str, object] | None:
+        """The APs' `COEFFICIENTS` by these names, None where a product does not hold them."""
+        found = {key: product.values.get(self.coefficients + key) for key in COEFFICIENTS}
+        return None if any(value is None for value in found.values()) else found
 
     @property
     def node_of_port(self) -> tuple[str, ...]:
@@ -44,11 +90,10 @@ class AccessPoints:
 
     def slot(self, purpose: str, transmitters: tuple[str, ...], beam: int, variant: int = 0) -> Slot:
         """Slot for `slots.build_schedule`: every AP with this beam (modulo its number of beams) or its chosen one."""
-        beams = tuple(
-            0 if node not in self.aps else (beam % self.num_beams[node] if beam != CHOSEN else CHOSEN)
-            for node in self.nodes
-        )
-        return Slot(0, purpose, transmitters, beams, variant)
+        beams = [beam if beam == CHOSEN else beam % self.num_beams[node] for node in self.nodes]
+        if self.beams_from is None:
+            beams = [own if node in self.aps else 0 for node, own in zip(self.nodes, beams, strict=True)]
+        return Slot(0, purpose, transmitters, tuple(beams), variant)
 
 
 class UplinkChannel(NamedTuple):
@@ -202,6 +247,12 @@ def unit_power(weights: np.ndarray) -> np.ndarray:
     return weights / np.sqrt(power) if power > 0 else weights
 
 
+def full_power(weights: np.ndarray) -> np.ndarray:
+    """Weights (ports, subcarriers) scaled to unit power of each port; zeros stay."""
+    amplitude = np.sqrt(np.mean(np.abs(weights) ** 2, axis=1, keepdims=True))
+    return np.divide(weights, amplitude, out=np.zeros_like(weights), where=amplitude > 0)
+
+
 def combine_repeats(h: np.ndarray) -> np.ndarray:
     """Channel (ports, subcarriers) common to repeats (repeats, ports, subcarriers) that differ by one phase each.
 
@@ -228,12 +279,9 @@ class JointRole:
     """
 
     reactive = False
-    training: str
-    """Phase whose product holds the chosen beams of the APs."""
-    uplink: str
-    """Phase whose product holds the weights."""
 
     def __init__(self, node: str, plan):
+        self.purposes = frozenset({plan.training, plan.uplink, plan.downlink})
         self._node = node
         self._plan = plan
         self._position = plan.nodes.index(node)
@@ -254,8 +302,11 @@ class JointRole:
 
     def update(self, product: Product) -> None:
         """Take the chosen beam, or the weights."""
-        if product.phase == self.training and self._is_ap:
-            self._beam = int(np.asarray(product.values["beams"])[self._plan.aps.index(self._node)])
-        elif product.phase == self.uplink:
+        plan = self._plan
+        if product.phase == plan.beams_from:
+            self._beam = int(np.asarray(product.values["serving_beams"])[self._position])
+        elif product.phase == plan.training and self._is_ap:
+            self._beam = int(np.asarray(product.values["beams"])[plan.aps.index(self._node)])
+        elif product.phase == plan.uplink:
             self._weights = product.values
             self._bursts.clear()

@@ -13,7 +13,7 @@ everything that it sends and receives by one phase, which a stream of its own do
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 
@@ -56,12 +56,16 @@ class MultiuserPlan(joint.AccessPoints):
         Condition number of the UEs' channels, each scaled to the same energy, beyond which zero-forcing is refused.
     min_suppression_db : float or None
         Power of a UE's stream over what leaks into it that the calibration has to reach; None: it is reported only.
+    prefix, coefficients, beams_from
+        See `joint_transmission.AccessPoints`.
 
     Raises
     ------
     ValueError
         If there is no UE, more UEs than ports, or a value is out of range.
     """
+
+    names: ClassVar[tuple[str, str, str]] = (TRAINING, UPLINK, DOWNLINK)
 
     nodes: tuple[str, ...]
     aps: tuple[str, ...]
@@ -78,6 +82,9 @@ class MultiuserPlan(joint.AccessPoints):
     regularisation: float = 0.01
     max_condition: float = MAX_CONDITION
     min_suppression_db: float | None = None
+    prefix: str = ""
+    coefficients: str = ""
+    beams_from: str | None = None
 
     def __post_init__(self):
         if self.method not in get_args(Method):
@@ -109,30 +116,28 @@ class MultiuserPlan(joint.AccessPoints):
     def phases(self, window: int) -> list[tuple[str, int, list[Slot]]]:
         """Phases for `slots.build_schedule`."""
         phases, streams = [], range(len(self.ues))
-        if self.most_beams > 1:
-            training = [self.slot(TRAINING, (ue,), beam, beam) for beam in range(self.most_beams) for ue in self.ues]
-            phases.append((TRAINING, window, training))
-        uplink = [self.slot(UPLINK, (ue,), CHOSEN) for _ in range(self.uplink_repeats) for ue in self.ues]
+        if self.trains:
+            beams = range(self.most_beams)
+            training = [self.slot(self.training, (ue,), beam, beam) for beam in beams for ue in self.ues]
+            phases.append((self.training, window, training))
+        uplink = [self.slot(self.uplink, (ue,), CHOSEN) for _ in range(self.uplink_repeats) for ue in self.ues]
         downlink = []
         for repeat in range(self.repeats):
             variants = [*streams, self.superposed]
             variants += [self.start(k, s) for k in range(repeat, self.random_starts, self.repeats) for s in streams]
-            downlink += [self.slot(DOWNLINK, self.aps, CHOSEN, variant) for variant in variants]
-        return [*phases, (UPLINK, window, uplink), (DOWNLINK, window, downlink)]
+            downlink += [self.slot(self.downlink, self.aps, CHOSEN, variant) for variant in variants]
+        return [*phases, (self.uplink, window, uplink), (self.downlink, window, downlink)]
 
 
 class MultiuserRole(joint.JointRole):
     """What one node does in a downlink to several UEs; APs learn their beam and weights from the products."""
-
-    purposes = frozenset({TRAINING, UPLINK, DOWNLINK})
-    training, uplink = TRAINING, UPLINK
 
     def transmit(self, slot: Slot, start: int) -> np.ndarray | None:
         """A UE's sounding symbol, or an AP's precoded burst, each sample turned to its own time."""
         if self._node not in slot.transmitters:
             return None
         plan, given = self._plan, self._weights
-        if slot.purpose != DOWNLINK:
+        if slot.purpose != plan.downlink:
             return joint.sounding_burst(plan.layout, plan.num_ports[self._node])
         own = plan.ports(self._node)
         if slot.variant not in self._bursts:
@@ -152,7 +157,7 @@ class MultiuserRole(joint.JointRole):
 
     def receive(self, slot: Slot, grant: Grant, samples: np.ndarray) -> None:
         """APs keep the UEs' symbols, UEs keep the downlink."""
-        if self._is_ap if slot.purpose != DOWNLINK else self._node in self._plan.ues:
+        if self._is_ap if slot.purpose != self._plan.downlink else self._node in self._plan.ues:
             # Each UE has its own carrier, the APs together have one.
             self._listener.keep(grant, samples, slot.transmitters[0])
 
@@ -160,9 +165,8 @@ class MultiuserRole(joint.JointRole):
 class MultiuserCollector:
     """Chooses beams, computes weights and turns the UEs' reports into powers, SINRs and spectral efficiency."""
 
-    phases = frozenset({TRAINING, UPLINK, DOWNLINK})
-
     def __init__(self, plan: MultiuserPlan, schedule_slots: Sequence[Slot]):
+        self.phases = frozenset({plan.training, plan.uplink, plan.downlink})
         self._plan = plan
         self._slots = schedule_slots
         self._calibration: Mapping[str, object] | None = None
@@ -170,13 +174,14 @@ class MultiuserCollector:
         self.report: dict[str, object] | None = None
 
     def update(self, product: Product) -> None:
-        """Take the calibration."""
-        if "c" in product.values:
-            self._calibration = product.values
+        """Take the latest calibration."""
+        self._calibration = self._plan.calibration(product) or self._calibration
 
     def produce(self, phase: str, grants: Sequence[Grant], results: Mapping[str, Mapping[str, object]]) -> Product:
         """Product of one of the three phases."""
-        return {TRAINING: self._choose_beams, UPLINK: self._design, DOWNLINK: self._compare}[phase](results)
+        plan = self._plan
+        return {plan.training: self._choose_beams, plan.uplink: self._design, plan.downlink: self._compare}[phase](
+            results)
 
     def _by_ue(self, result: Mapping[str, object]) -> np.ndarray:
         """UE that sent in each slot of a result, as its number."""
@@ -193,22 +198,22 @@ class MultiuserCollector:
             np.add.at(energy, (self._by_ue(result), beam), np.sum(np.abs(result["h"]) ** 2, axis=(1, 2)))
             energy /= np.bincount(beam, minlength=plan.num_beams[ap])
             beams.append(int(np.argmax(np.sum(energy / energy.sum(axis=1, keepdims=True), axis=0))))
-        return Product(TRAINING, {"beams": np.array(beams)})
+        return Product(plan.training, {"beams": np.array(beams)})
 
     def _design(self, results) -> Product:
         """Weights of unit total power in every subcarrier, for all streams together, from the repeated uplink."""
         plan, given = self._plan, self._calibration
         if given is None:
-            return Product(UPLINK, {}, False, ("no calibration has come before the uplink",))
+            return Product(plan.uplink, {}, False, ("no calibration has come before the uplink",))
         first = results[plan.aps[0]]
         sender, starts = self._by_ue(first), np.asarray(first["starts"])
         h = np.concatenate([np.asarray(results[ap]["h"]) for ap in plan.aps], axis=1)
         noise = np.concatenate([np.asarray(results[ap]["noise_var"]) for ap in plan.aps], axis=1)
-        reasons = tuple(f"node {ue}: too weak: the energy that the APs receive from it is within {MIN_DEVIATIONS:g} "
+        reasons = tuple(f"node {ue}: too weak: the energy received from it is within {MIN_DEVIATIONS:g} "
                         "deviations of the noise" for u, ue in enumerate(plan.ues)
                         if not joint.is_heard(h[sender == u], noise[sender == u]))
         if reasons:
-            return Product(UPLINK, {}, False, reasons)
+            return Product(plan.uplink, {}, False, reasons)
         channels, time = [], None
         for u in range(len(plan.ues)):
             own = sender == u
@@ -219,13 +224,13 @@ class MultiuserCollector:
         h_dl = precoding.downlink_channel(c, np.stack(channels, axis=-1).swapaxes(0, 1))
         reasons = self._obstacles(h_dl)
         if reasons:
-            return Product(UPLINK, {}, False, reasons)
+            return Product(plan.uplink, {}, False, reasons)
         weights = self._weights(h_dl)
         error = np.abs(c) ** 2 * noise.mean(axis=0) / plan.uplink_repeats
         self._design_report["predicted_suppression_db"] = predicted_suppression_db(h_dl, weights, error)
-        return Product(UPLINK, {"weights": np.moveaxis(weights, 0, -1), "uplink_time": time,
-                                "frequency_hz": given["frequency_hz"],
-                                "reference_time": int(given["reference_time"])})
+        return Product(plan.uplink, {"weights": np.moveaxis(weights, 0, -1), "uplink_time": time,
+                                     "frequency_hz": given["frequency_hz"],
+                                     "reference_time": int(given["reference_time"])})
 
     def _obstacles(self, h_dl: np.ndarray) -> tuple[str, ...]:
         """Why the UEs cannot be separated, (num_subcarriers, users, ports)."""
@@ -267,7 +272,7 @@ class MultiuserCollector:
         reasons = tuple(reason for user in users for reason in user.reasons)
         values = {"sinr_db": 10 * np.log10(np.maximum(sinr, 1e-30)),
                   "spectral_efficiency_bps_hz": self.report["spectral_efficiency_bps_hz"]}
-        return Product(DOWNLINK, values, not reasons, reasons)
+        return Product(plan.downlink, values, not reasons, reasons)
 
     def _measure(self, user: int, result: Mapping[str, object]) -> UserMeasurement:
         variants = np.array([self._slots[int(index)].variant for index in result["slots"]])

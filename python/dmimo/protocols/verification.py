@@ -4,14 +4,15 @@
 Three phases follow the calibration. *training*: the UE sounds while the APs step through their beams, and the strongest
 beam of each AP is chosen. *uplink*: the UE sounds, the APs listen with their chosen beams, and weights
 w = conj(c h_ul) of unit total power are computed. *downlink*: the APs send to the UE jointly, each alone, and jointly
-with random node phases (a restart of every synthesizer), and the UE reports what it receives.
+with random node phases (a restart of every synthesizer), and the UE reports what it receives. There may follow joint
+transmissions of the first few ports only, each of them at its full power.
 
 The UE uses its port 0; see `joint_transmission` for what holds for all joint transmissions.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -52,7 +53,19 @@ class Plan(joint.AccessPoints):
     max_loss_db : float or None
         Loss of the joint transmission against the ideal from which the calibration counts as wrong. None: the gains
         are reported, with what speaks against them as `doubts`, and never end the run.
+    cooperating : tuple of int
+        Numbers of ports n whose cooperation is measured: the first n of the calibration, each at unit power, `repeats`
+        times, and as often with random node phases.
+    prefix, coefficients, beams_from
+        See `joint_transmission.AccessPoints`.
+
+    Raises
+    ------
+    ValueError
+        If `alone` is unknown, or a number of cooperating ports is not to be had or their shares are not measured.
     """
+
+    names: ClassVar[tuple[str, str, str]] = (TRAINING, UPLINK, DOWNLINK)
 
     nodes: tuple[str, ...]
     aps: tuple[str, ...]
@@ -68,10 +81,19 @@ class Plan(joint.AccessPoints):
     seed: int
     alone: Literal["port", "ap"] = "port"
     max_loss_db: float | None = MAX_LOSS_DB
+    cooperating: tuple[int, ...] = ()
+    prefix: str = ""
+    coefficients: str = ""
+    beams_from: str | None = None
 
     def __post_init__(self):
         if self.alone not in ("port", "ap"):
             raise ValueError(f"alone = {self.alone!r}: must be 'port' or 'ap'")
+        most = len(self.node_of_port)
+        if any(not 1 <= count <= most for count in self.cooperating):
+            raise ValueError(f"cooperating = {self.cooperating}: must be numbers of ports from 1 to {most}")
+        if self.cooperating and self.alone != "port":
+            raise ValueError(f"cooperating = {self.cooperating}: needs every port alone, not alone = {self.alone!r}")
 
     @property
     def joint(self) -> int:
@@ -87,33 +109,41 @@ class Plan(joint.AccessPoints):
         """Variant of a joint transmission with random node phases."""
         return 1 + len(self.senders) + number
 
+    def cooperation(self, position: int, start: int = 0) -> int:
+        """Variant of the joint transmission of the first `cooperating[position]` ports.
+
+        `start` 0 is the calibrated one, 1 ... `repeats` those with random node phases.
+        """
+        return self.start(self.random_starts) + position * (1 + self.repeats) + start
+
     def phases(self, window: int) -> list[tuple[str, int, list[Slot]]]:
         """Phases for `slots.build_schedule`."""
         phases = []
-        if self.most_beams > 1:
-            training = [self.slot(TRAINING, (self.ue,), beam, beam) for beam in range(self.most_beams)]
-            phases.append((TRAINING, window, training))
-        uplink = [self.slot(UPLINK, (self.ue,), CHOSEN) for _ in range(self.uplink_repeats)]
-        alone = [self.slot(DOWNLINK, (ap,), CHOSEN, 1 + k) for k, ap in enumerate(self.senders)]
+        if self.trains:
+            training = [self.slot(self.training, (self.ue,), beam, beam) for beam in range(self.most_beams)]
+            phases.append((self.training, window, training))
+        uplink = [self.slot(self.uplink, (self.ue,), CHOSEN) for _ in range(self.uplink_repeats)]
+        alone = [self.slot(self.downlink, (ap,), CHOSEN, 1 + k) for k, ap in enumerate(self.senders)]
         downlink = []
         for repeat in range(self.repeats):
-            downlink += [self.slot(DOWNLINK, self.aps, CHOSEN, self.joint), *alone]
+            downlink += [self.slot(self.downlink, self.aps, CHOSEN, self.joint), *alone]
             starts = range(repeat, self.random_starts, self.repeats)
-            downlink += [self.slot(DOWNLINK, self.aps, CHOSEN, self.start(k)) for k in starts]
-        return [*phases, (UPLINK, window, uplink), (DOWNLINK, window, downlink)]
+            downlink += [self.slot(self.downlink, self.aps, CHOSEN, self.start(k)) for k in starts]
+            for position, count in enumerate(self.cooperating):
+                senders = tuple(dict.fromkeys(self.node_of_port[:count]))
+                downlink += [self.slot(self.downlink, senders, CHOSEN, self.cooperation(position, start))
+                             for start in (0, 1 + repeat)]
+        return [*phases, (self.uplink, window, uplink), (self.downlink, window, downlink)]
 
 
 class VerificationRole(joint.JointRole):
     """What one node does in the verification; APs learn their beam and weights from the products."""
 
-    purposes = frozenset({TRAINING, UPLINK, DOWNLINK})
-    training, uplink = TRAINING, UPLINK
-
     def transmit(self, slot: Slot, start: int) -> np.ndarray | None:
         """The UE's sounding symbol, or the AP's precoded burst."""
         if self._node not in slot.transmitters:
             return None
-        if slot.purpose == DOWNLINK:
+        if slot.purpose == self._plan.downlink:
             return self._precoded(slot, start)
         return joint.sounding_burst(self._plan.layout, self._plan.num_ports[self._node])
 
@@ -122,19 +152,29 @@ class VerificationRole(joint.JointRole):
         plan, given = self._plan, self._weights
         own = plan.ports(self._node)
         if slot.variant not in self._bursts:
-            weights = np.asarray(given["weights"])[own]
-            if 0 < slot.variant < plan.start(0):
-                alone = np.arange(own.start, own.stop)[:, None] == slot.variant - 1
-                weights = joint.unit_power(weights if plan.alone == "ap" else np.where(alone, weights, 0))
-            elif slot.variant >= plan.start(0):
-                weights = weights * joint.random_turn(plan.seed, plan.aps.index(self._node), slot.variant)
+            weights = self._variant_weights(slot.variant, np.asarray(given["weights"])[own])
             self._bursts[slot.variant] = joint.precoded_burst(plan.layout, weights)
         turn = joint.own_time_turn(given, own, start, plan.layout.slot_samples, plan.samp_rate)
         return (self._bursts[slot.variant] * turn).astype(np.complex64)
 
+    def _variant_weights(self, variant: int, weights: np.ndarray) -> np.ndarray:
+        """What becomes of the node's weights (own ports, num_subcarriers) in a variant of the downlink."""
+        plan = self._plan
+        if variant == plan.joint:
+            return weights
+        first = plan.ports(self._node).start
+        ports = np.arange(first, first + len(weights))[:, None]
+        if variant < plan.start(0):
+            return joint.unit_power(weights if plan.alone == "ap" else np.where(ports == variant - 1, weights, 0))
+        start = True
+        if variant >= plan.cooperation(0):
+            position, start = divmod(variant - plan.cooperation(0), 1 + plan.repeats)
+            weights = np.where(ports < plan.cooperating[position], joint.full_power(weights), 0)
+        return weights * joint.random_turn(plan.seed, plan.aps.index(self._node), variant) if start else weights
+
     def receive(self, slot: Slot, grant: Grant, samples: np.ndarray) -> None:
         """APs keep the UE's symbols, the UE keeps the downlink; other UEs keep nothing."""
-        listens = self._node == self._plan.ue if slot.purpose == DOWNLINK else self._is_ap
+        listens = self._node == self._plan.ue if slot.purpose == self._plan.downlink else self._is_ap
         if listens:
             self._listener.keep(grant, samples)  # all slots of a phase have one carrier
 
@@ -142,9 +182,8 @@ class VerificationRole(joint.JointRole):
 class Verifier:
     """Chooses beams, computes weights and turns the UE's reports into gains."""
 
-    phases = frozenset({TRAINING, UPLINK, DOWNLINK})
-
     def __init__(self, plan: Plan, schedule_slots: Sequence[Slot]):
+        self.phases = frozenset({plan.training, plan.uplink, plan.downlink})
         self._plan = plan
         self._slots = schedule_slots
         self._calibration: Mapping[str, object] | None = None
@@ -153,13 +192,14 @@ class Verifier:
         self.history: list[dict[str, object]] = []
 
     def update(self, product: Product) -> None:
-        """Take the calibration."""
-        if "c" in product.values:
-            self._calibration = product.values
+        """Take the latest calibration."""
+        self._calibration = self._plan.calibration(product) or self._calibration
 
     def produce(self, phase: str, grants: Sequence[Grant], results: Mapping[str, Mapping[str, object]]) -> Product:
         """Product of one of the three phases."""
-        return {TRAINING: self._choose_beams, UPLINK: self._design, DOWNLINK: self._compare}[phase](results)
+        plan = self._plan
+        return {plan.training: self._choose_beams, plan.uplink: self._design, plan.downlink: self._compare}[phase](
+            results)
 
     def _choose_beams(self, results) -> Product:
         beams = []
@@ -167,7 +207,7 @@ class Verifier:
             result = results[ap]
             energy = np.sum(np.abs(result["h"]) ** 2, axis=(1, 2))
             beams.append(self._slots[int(result["slots"][np.argmax(energy)])].variant % self._plan.num_beams[ap])
-        return Product(TRAINING, {"beams": np.array(beams)})
+        return Product(self._plan.training, {"beams": np.array(beams)})
 
     def _design(self, results) -> Product:
         """Weights of unit total power for the downlink, from the repeated uplink."""
@@ -176,14 +216,14 @@ class Verifier:
         h = np.concatenate([np.asarray(results[ap]["h"]) for ap in plan.aps], axis=1)
         noise = np.concatenate([np.asarray(results[ap]["noise_var"]) for ap in plan.aps], axis=1)
         if not joint.is_heard(h, noise):
-            return Product(UPLINK, {}, False, (f"node {plan.ue}: too weak: the energy that the APs receive from it is "
-                                               f"within {MIN_DEVIATIONS:g} deviations of the noise",))
+            return Product(plan.uplink, {}, False, (f"node {plan.ue}: too weak: the energy received from it is within "
+                                                    f"{MIN_DEVIATIONS:g} deviations of the noise",))
         uplink = joint.uplink_channel(h, starts, given["frequency_hz"], plan.layout, plan.samp_rate)
         c = joint.calibration_per_subcarrier(given, plan.layout, plan.samp_rate)
         weights = np.conj(precoding.downlink_channel(c.T, uplink.h.T, user_axis=False)).T
         self._weights = {"weights": joint.unit_power(weights), "uplink_time": uplink.time,
                          "frequency_hz": given["frequency_hz"], "reference_time": int(given["reference_time"])}
-        return Product(UPLINK, self._weights)
+        return Product(plan.uplink, self._weights)
 
     def _compare(self, results) -> Product:
         """Gains of the joint transmission, over the mean power with random node phases at equal total power.
@@ -220,13 +260,41 @@ class Verifier:
             self.report["uncalibrated_gain_db"] = decibels(starts.mean(), scattered)
             self.report["uncalibrated_gain_std_db"] = _db_std(starts)
             self.report["random_starts_db"] = [decibels(value, scattered) for value in starts]
+        if plan.cooperating:
+            self.report["cooperation"] = self._cooperation(power, variants, alone, float(np.mean(noise)))
         reasons = self._doubts(together, ideal, single, shares, float(np.mean(noise)))
         if plan.max_loss_db is None:
             self.report["doubts"], reasons = list(reasons), ()
         self.history.append({"sample": int(result["starts"][0]), **self.report})
         gains = [self.report.get(f"{name}_db") for name in
                  ("coherent_gain", "ideal_gain", "uncalibrated_gain", "best_single_node")]
-        return Product(DOWNLINK, {"gains_db": np.array(gains, float)}, not reasons, reasons)
+        return Product(plan.downlink, {"gains_db": np.array(gains, float)}, not reasons, reasons)
+
+    def _cooperation(self, power: np.ndarray, variants: np.ndarray, alone: np.ndarray, noise: float):
+        """SNR per resource element at the UE of the first n ports, each at its full power, for every number n.
+
+        Parameters
+        ----------
+        power, variants : ndarray (slots,)
+        alone : ndarray (ports, num_subcarriers)
+            Amplitude of each port alone at unit power, with the same weights: the best n ports can do is their sum.
+        noise : float
+            Variance of an entry of the channel.
+        """
+        plan, error, rows = self._plan, noise / (2 * self._plan.repeats), []
+        for position, count in enumerate(plan.cooperating):
+            together = power[variants == plan.cooperation(position)]
+            starts = np.array([power[variants == plan.cooperation(position, 1 + k)].mean()
+                               for k in range(plan.repeats)])
+            ideal = np.mean(np.sum(alone[:count], axis=0) ** 2) - count * error
+            best = np.max(np.mean(alone[:count] ** 2, axis=1)) - error
+            rows.append({
+                "ports": count,
+                "snr_db": decibels(together.mean(), noise), "snr_std_db": _db_std(together),
+                "ideal_snr_db": decibels(ideal, noise), "best_port_snr_db": decibels(best, noise),
+                "uncalibrated_snr_db": decibels(starts.mean(), noise), "uncalibrated_snr_std_db": _db_std(starts),
+            })
+        return rows
 
     def _doubts(self, together, ideal: float, single, shares, noise: float) -> tuple[str, ...]:
         """Why not to trust the result: an AP that the UE misses, or a joint transmission far from the ideal."""

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Turns each pattern of a bidirectional run into the calibration of both sides."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ..core.bidirectional import DisconnectedLinksError
+from .bidirectional_estimate import Estimator, ExchangeEstimate, SideCalibration, estimate_exchange
+from .bidirectional_links import Csi, Links
+from .bidirectional_plan import EXCHANGE, TRACKING, BidirectionalPlan
+from .slots import Grant, Product, Slot
+
+# Exchanges in a row that may fail, once there is a calibration, before the run does.
+MAX_FAILURES = 3
+# A carrier this many deviations from what the frequencies say was read an alias away.
+MAX_CARRIER_DEVIATIONS = 5.0
+
+
+class BidirectionalCollector:
+    """Calibrates both sides in the patterns that ask for it, tracks them in all, and says when the next one is due.
+
+    Parameters
+    ----------
+    plan : BidirectionalPlan
+    schedule_slots : sequence of Slot
+    estimator : "joint_ml" or "ml_tls"
+    pattern_samples : int
+        Length of a TDD pattern.
+    keeps_csi : bool
+        Keep the channels of the whole run in `csi`.
+
+    Attributes
+    ----------
+    calibration, ue_calibration : SideCalibration or None
+        As last published.
+    history : list of dict
+        One entry per phase.
+    csi : list of (phase, Csi)
+    """
+
+    phases = frozenset({EXCHANGE, TRACKING})
+
+    def __init__(self, plan: BidirectionalPlan, schedule_slots: Sequence[Slot], *, estimator: Estimator = "joint_ml",
+                 pattern_samples: int = 0, keeps_csi: bool = False):
+        self._plan, self._links = plan, Links(plan, schedule_slots)
+        self._estimator, self._pattern_samples, self._keeps_csi = estimator, pattern_samples, keeps_csi
+        self._failures = 0
+        self.calibration: SideCalibration | None = None
+        self.ue_calibration: SideCalibration | None = None
+        self.estimate: ExchangeEstimate | None = None
+        self.history: list[dict[str, object]] = []
+        self.csi: list[tuple[str, Csi]] = []
+
+    def update(self, product: Product) -> None:
+        """The calibration needs nothing from other phases."""
+
+    def produce(self, phase: str, grants: Sequence[Grant], results: Mapping[str, Mapping[str, object]]) -> Product:
+        """Both sides' calibration: `c`, `delay_s`, `frequency_hz`, `reference_time` of the TRPs, `ue_c`, ... of the UEs.
+
+        `calibrates` says whether the next exchange is due.
+        """
+        silent = [name for name in (*self._plan.trps, *self._plan.ues) if name not in results]
+        if silent:
+            return Product(phase, {}, False, tuple(f"node {name}: has measured nothing" for name in silent))
+        csi = self._links.csi(grants, results, tracking=phase == TRACKING)
+        if self._keeps_csi:
+            self.csi.append((phase, csi))
+        reasons = self._exchange(grants, results, csi) if phase == EXCHANGE else self._track(csi)
+        if reasons:
+            return Product(phase, {}, False, reasons)
+        return Product(phase, self._values(), pace_samples=self._pattern_samples // 2 or None)
+
+    def _exchange(self, grants: Sequence[Grant], results, csi: Csi) -> tuple[str, ...]:
+        """Calibrate; reasons why the run cannot go on."""
+        read = self._links.coefficients(grants, results)
+        try:
+            estimate = estimate_exchange(self._plan, read, csi.origin, self._estimator)
+            reasons = self._doubts(estimate, results, csi)
+        except DisconnectedLinksError as error:
+            estimate, reasons = None, (self._named(error),)
+        self._failures = self._failures + 1 if reasons else 0
+        if reasons:
+            self.history.append({"phase": EXCHANGE, "sample": csi.origin, "event": "untrusted", "reasons": reasons})
+            return reasons if self.calibration is None or self._failures >= MAX_FAILURES else ()
+        self.estimate, self.calibration, self.ue_calibration = estimate, estimate.trp, estimate.ue
+        self._note(EXCHANGE, "calibrated")
+        return ()
+
+    def _track(self, csi: Csi) -> tuple[str, ...]:
+        sample = csi.origin + round(float(csi.g_time.mean()))
+        rate = self._plan.grid.samp_rate
+        self.calibration, self.ue_calibration = (
+            replace(side, c=side.c * np.exp(4j * np.pi * side.frequency_hz * (sample - side.reference_time) / rate),
+                    reference_time=sample) for side in (self.calibration, self.ue_calibration))
+        self._note(TRACKING, "extrapolated")
+        return ()
+
+    def _values(self) -> dict[str, object]:
+        values: dict[str, object] = {"calibrates": True}
+        for prefix, side in (("", self.calibration), ("ue_", self.ue_calibration)):
+            for key in ("c", "delay_s", "frequency_hz", "phase_std_rad"):
+                values[prefix + key] = getattr(side, key)
+            values[f"{prefix}reference_time"] = int(side.reference_time)
+        return values
+
+    def _note(self, phase: str, event: str) -> None:
+        self.history.append({
+            "phase": phase, "sample": int(self.calibration.reference_time), "event": event,
+            "used": self.estimate.used.copy(),
+            **{f"{name}_{key}": getattr(side, key) for name, side in (("trp", self.calibration),
+                                                                      ("ue", self.ue_calibration))
+               for key in ("c", "delay_s", "frequency_hz", "phase_std_rad")}})
+
+    def _named(self, error: DisconnectedLinksError) -> str:
+        plan = self._plan
+        names = [f"{name}:{port}" for name in (*plan.trps, *plan.ues) for port in range(plan.num_ports[name])]
+        parts = ", ".join("{" + ", ".join(names[port] for port in part) + "}" for part in error.components)
+        return f"the links above their thresholds do not join all ports; the parts are {parts}"
+
+    def _doubts(self, estimate: ExchangeEstimate, results, csi: Csi) -> tuple[str, ...]:
+        """Frequencies beyond what the exchange can tell: larger than expected, or not those that the symbols show."""
+        plan, found = self._plan, estimate.frequencies
+        trp, ue = found.frequency_hz[plan.node_of_trp_port], found.frequency_hz[len(plan.trps) + plan.node_of_ue_port]
+        apart = ue - trp[:, None]
+        deviation = np.sqrt(np.diagonal(found.covariance).max())
+        worst = float(np.abs(apart[estimate.used]).max())
+        if worst > plan.max_cfo_hz + 4.0 * deviation:
+            return (f"oscillators of a TRP and a UE differ by {worst:.0f} Hz: more than max_cfo_hz = "
+                    f"{plan.max_cfo_hz:g}",)
+        if not found.consistent[np.broadcast_to(estimate.used, found.consistent.shape)].all():
+            return ("the phases of the links contradict each other: oscillators drift within the exchange, or their "
+                    "frequencies differ by more than it can tell",)
+        reasons = []
+        for name, (hertz, std) in self._links.carriers_hz(results).items():
+            own = plan.ports(name)
+            energy, beat = ((csi.g[own], apart[own]) if name in plan.trps else (csi.h[:, own], -apart[:, own]))
+            weights = np.mean(np.abs(energy) ** 2, axis=-1)
+            expected = float(np.sum(weights * beat) / np.sum(weights))
+            if abs(hertz - expected) > max(plan.unambiguous_cfo_hz, MAX_CARRIER_DEVIATIONS * std):
+                reasons.append(f"node {name}: carriers are {hertz:.0f} Hz off, not {expected:.0f} Hz: beyond the "
+                               f"{plan.unambiguous_cfo_hz:.0f} Hz that the exchange can tell; shorter slots allow more")
+        return tuple(reasons)
