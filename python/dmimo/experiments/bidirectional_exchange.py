@@ -12,11 +12,21 @@ from .bidirectional_model import SYMBOL_S, Drop, noise
 
 
 class Exchange(NamedTuple):
-    """One exchange: c (T, M, N, K), G / H as read, at time_s; and the sounding (T, M, N, K) that was answered."""
+    """One exchange.
+
+    Attributes
+    ----------
+    c : (T, M, N, K), G / H as read.
+    time_s : to which c belongs.
+    heard : (T, M, N, K), the sounding that was answered.
+    plain : (T, M, N, K), the answering direction as plain pilots would have shown it, with the same noise: what
+        estimators that need both channels in one place get.
+    """
 
     c: NDArray
     time_s: float
     heard: NDArray
+    plain: NDArray
 
 
 def sound(
@@ -57,6 +67,7 @@ def exchange(
     there, back = ("downlink", "uplink") if side == "trp" else ("uplink", "downlink")
     heard = sound(drop, rngs, subcarriers, first_s, there)
     burst = cars_precoding(heard, form)
-    answer = getattr(drop, back)(subcarriers, second_s) * burst.weights
-    read = equivalent_channel(answer + noise(rngs, answer.shape[1:]), 1.0, burst.scale)
-    return Exchange(read if side == "trp" else 1.0 / read, float(midpoint_s(first_s, second_s)), heard)
+    channel = getattr(drop, back)(subcarriers, second_s)
+    n = noise(rngs, channel.shape[1:])
+    read = equivalent_channel(channel * burst.weights + n, 1.0, burst.scale)
+    return Exchange(read if side == "trp" else 1.0 / read, float(midpoint_s(first_s, second_s)), heard, channel + n)

@@ -206,6 +206,17 @@ class Drop:
         changes |= {name: getattr(self, name)[:, trp][:, :, ue] for name in ("path_gain", "path_delay_s", "link_snr")}
         return replace(self, trp_of_port=self.trp_of_port[trp], ue_of_port=self.ue_of_port[ue], **changes)
 
+    def swapped(self) -> "Drop":
+        """The same networks with TRPs and UEs exchanged: what was H (T, M, N, K) is now G (T, N, M, K)."""
+        sides = {}
+        for name in ("transmit", "receive"):
+            sides |= {f"{name}_trp": getattr(self, f"{name}_ue"), f"{name}_ue": getattr(self, f"{name}_trp")}
+        for name in ("tau_{}_s", "frequency_{}_hz", "noise_{}_rad", "{}_of_port"):
+            trp, ue = name.format("trp"), name.format("ue")
+            sides |= {trp: getattr(self, ue), ue: getattr(self, trp)}
+        sides |= {name: np.swapaxes(getattr(self, name), 1, 2) for name in ("path_gain", "path_delay_s", "link_snr")}
+        return replace(self, **sides)
+
     def at_power(self, power_dbm: float) -> "Drop":
         """The same networks with another transmit power of all ports."""
         ratio = 10.0 ** ((power_dbm - self.scene.power_dbm) / 10.0)
