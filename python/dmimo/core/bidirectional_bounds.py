@@ -82,6 +82,41 @@ def outlier_probability(relative_var: ArrayLike, num_pilots: int, num_cells: flo
     return np.clip(0.5 * (np.maximum(num_cells, 1.0) - 1.0) * np.exp(-0.5 * energy), 0.0, 1.0)
 
 
+def phase_change_std(rho_first: ArrayLike, rho_second: ArrayLike, num_pilots: ArrayLike) -> NDArray:
+    r"""Bound in rad on the phase change of a one-way channel between two soundings, :math:`\sqrt{v / 2 K}`.
+
+    v of `element_variance` with the SNRs per element of both soundings, the channel itself unknown; with K = 1 for one
+    subcarrier alone. The coefficient that is turned by it turns twice as far: `tracked_phase_std`.
+    """
+    return np.sqrt(element_variance(rho_first, rho_second) / (2.0 * np.asarray(num_pilots, float)))
+
+
+def tracked_phase_std(rho_first: ArrayLike, rho_second: ArrayLike, num_pilots: ArrayLike) -> NDArray:
+    """Bound in rad on what tracking by one-way soundings adds to the phase of C: twice `phase_change_std`."""
+    return 2.0 * phase_change_std(rho_first, rho_second, num_pilots)
+
+
+def frequency_std(times_s: ArrayLike, rho: ArrayLike, num_pilots: int, *, turns: float = 1.0) -> NDArray:
+    r"""Bound in Hz on the frequency of a link from L soundings of an unknown channel at any times.
+
+    .. math:: \sigma_f^2 = \frac{1 + 1 / (L \rho)}{2 K \rho\, (2 \pi u)^2 \sum_i (t_i - \bar t)^2}
+
+    u = `turns`, 1 for a one-way channel and 2 for the coefficient C. The term 1 / (L rho) is what the unknown channel
+    costs at low SNR; with L = 2 this is `phase_change_std` over 2 pi u times the interval. Groups of soundings that
+    share their frequency add their information, the inverse squares.
+
+    Parameters
+    ----------
+    times_s : (L,).
+    rho : (...) SNR per element (linear), the same in all soundings.
+    num_pilots : K.
+    """
+    times, rho = np.asarray(times_s, float), np.asarray(rho, float)
+    spread = np.sum((times - times.mean()) ** 2)
+    information = 2.0 * num_pilots * rho * (2.0 * np.pi * turns) ** 2 * spread / (1.0 + 1.0 / (len(times) * rho))
+    return 1.0 / np.sqrt(information)
+
+
 def link_laplacian_pinv(weights: ArrayLike) -> NDArray:
     """Pseudo-inverse (..., M + N, M + N) for links (..., M, N) of the given information between TRPs and UEs.
 
