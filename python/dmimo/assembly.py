@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from . import __version__, testbed
+from .bidirectional_assembly import Bidirectional
 from .core import metrics, waveforms
 from .core.sweep_calibration import SweepCalibration
 from .protocols import beam_sweep, multiuser, verification
@@ -26,7 +27,7 @@ from .simulation.oscillators import Clock, Oscillator
 from .simulation.propagation import Geometric, Rayleigh
 from .synchronization_assembly import SETTLING, Synchronization
 
-Protocol = Literal["sweep", "sync"]
+Protocol = Literal["sweep", "sync", "bidirectional"]
 WINDOW_ADVANCE = 4  # the receive window opens a quarter of the prefix early: clocks may be late by as much
 
 
@@ -39,9 +40,10 @@ class Assembly:
     verify : bool
         Whether verification and downlink to several users follow, where the testbed has the sections
         `verification` and `multiuser`.
-    protocol : "sweep" or "sync"
+    protocol : "sweep", "sync" or "bidirectional", optional
         What the run is for: "sweep" calibrates by a beam sweep, after a synchronisation where the testbed has a
-        `beamsync` section; "sync" synchronises again and again.
+        `beamsync` section; "sync" synchronises again and again; "bidirectional" calibrates access points and user
+        terminals in TDD patterns. By default "bidirectional" with a section of that name, "sweep" otherwise.
 
     Raises
     ------
@@ -49,20 +51,24 @@ class Assembly:
         If the testbed has no section for the protocol.
     """
 
-    def __init__(self, bed: testbed.Testbed, verify: bool = True, protocol: Protocol = "sweep"):
+    def __init__(self, bed: testbed.Testbed, verify: bool = True, protocol: Protocol | None = None):
         self.testbed = bed
+        if protocol is None:
+            protocol = "sweep" if bed.bidirectional is None else "bidirectional"
         self.protocol = protocol
         self.verifies = verify and bed.verification is not None
         self.serves_many = verify and bed.multiuser is not None
         if protocol == "sync" and bed.beamsync is None:
             raise ValueError(f"testbed {bed.name!r} has no section beamsync: see Synchronising in the user guide")
+        if protocol == "bidirectional" and bed.bidirectional is None:
+            raise ValueError(f"testbed {bed.name!r} has no section bidirectional: see the user guide")
         self.port_names = testbed.port_names(bed)
         self._nodes = {node.name: node for node in bed.nodes}
         self._aps = tuple(ap.name for ap in bed.aps)
 
     @classmethod
     def load(cls, path: str | Path, seed: int | None = None, verify: bool = True,
-             protocol: Protocol = "sweep") -> "Assembly":
+             protocol: Protocol | None = None) -> "Assembly":
         """Assembly of a testbed file, with another seed where one is given."""
         bed = testbed.load(path)
         return cls(bed if seed is None else replace(bed, seed=seed), verify, protocol)
@@ -114,8 +120,17 @@ class Assembly:
             layout=self.layout(1), samp_rate=bed.samp_rate, num_subbands=bed.slots.num_subbands,
             uplink_repeats=settings.uplink_repeats,
             repeats=settings.repeats, random_starts=settings.random_starts, seed=bed.seed,
-            **({"alone": "ap", "max_loss_db": None} if self.protocol == "sync" else {}),
+            **self._verification_options(),
         )
+
+    def _verification_options(self) -> dict[str, object]:
+        """What of the verification depends on the protocol."""
+        if self.protocol == "sync":
+            return {"alone": "ap", "max_loss_db": None}
+        options: dict[str, object] = {"cooperating": self.testbed.verification.cooperating}
+        if self.protocol == "bidirectional":
+            options |= {"max_loss_db": None, "beams_from": self.bidirectional.beams_from}
+        return options
 
     @cached_property
     def multiuser_plan(self) -> multiuser.MultiuserPlan | None:
@@ -136,6 +151,19 @@ class Assembly:
         """Plans and roles of the synchronisation, None without a `beamsync` section."""
         return None if self.testbed.beamsync is None else Synchronization(
             self.testbed, self.layouts, self.latency_samples)
+
+    @cached_property
+    def bidirectional(self) -> Bidirectional | None:
+        """Plans and roles of the bidirectional exchange, None for other protocols."""
+        if self.protocol != "bidirectional":
+            return None
+        return Bidirectional(self.testbed, self.layout(1), self.verifies)
+
+    def until_sample(self, duration_s: float = 0.0) -> int:
+        """Sample up to which a schedule with a cycle goes on: of the patterns, or of a duration."""
+        if self.bidirectional is not None:
+            return self.bidirectional.until_sample
+        return round(duration_s * self.testbed.samp_rate)
 
     @property
     def watches(self) -> int:
@@ -158,6 +186,9 @@ class Assembly:
             paced = [*range(-len(settling), 1, len(again)),
                      *(len(again) + k * len(verified) for k in range(1, self.watches))]
             return build_schedule(nodes, slot_samples, first + settling, [*again, *verified * self.watches], paced)
+        if self.bidirectional is not None:
+            pattern = self.bidirectional.pattern(window, verified)
+            return build_schedule(nodes, slot_samples, self.bidirectional.first_phases(window), pattern, paced=(0, 1))
         if sync is not None:
             first += sync.repeated_phases()
         beams = {name: len(self._nodes[name].panel.beams) for name in self._aps}
@@ -168,6 +199,8 @@ class Assembly:
         """New roles of a node."""
         self._known(name)
         roles: list[Role] = [] if self.synchronization is None else self.synchronization.roles(name)
+        if self.bidirectional is not None:
+            roles += self.bidirectional.roles(name)
         if self.protocol == "sweep":
             roles.append(beam_sweep.SweepRole(name, self.layouts, tuple(self._nodes)))
         if self.verifies:
@@ -180,6 +213,8 @@ class Assembly:
         """New collectors by name; each phase of the schedule belongs to one of them."""
         sync = self.synchronization
         collectors: dict[str, Collector] = {} if sync is None else {"beamsync": sync.collector(self.watches)}
+        if self.bidirectional is not None:
+            collectors |= self.bidirectional.collectors(self.schedule.slots)
         if self.protocol == "sweep":
             collectors["calibrator"] = self.sweep_collector()
         if self.verifies:

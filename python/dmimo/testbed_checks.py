@@ -210,6 +210,11 @@ def _check_roles(document: Document, testbed: Testbed) -> None:
     _check_reference(document, ("calibration", "reference"), testbed.calibration.reference, testbed.aps)
     if testbed.verification is not None:
         _check_reference(document, ("verification", "ue"), testbed.verification.ue, testbed.ues)
+        most = sum(ap.num_ports for ap in testbed.aps)
+        for index, count in enumerate(testbed.verification.cooperating):
+            if count > most:
+                raise document.error(("verification", "cooperating", index), f"value {count}: the access points have "
+                                     f"{most} ports; allowed: 1 to {most}")
     if testbed.multiuser is not None:
         _check_terminals(document, ("multiuser", "ues"), testbed.multiuser.ues, testbed)
 
@@ -225,12 +230,14 @@ def _check_terminals(document: Document, path: KeyPath, names: Sequence[str], te
 def _check_slots(document: Document, testbed: Testbed) -> None:
     slots = testbed.slots
     node = max(testbed.nodes, key=lambda node: node.num_ports)
+    # In a bidirectional exchange all ports sound at once, on combs.
+    count = node.num_ports if testbed.bidirectional is None else 1
     symbol = slots.prefix_samples + slots.pilot_samples
-    needed = slots.lead_samples + node.num_ports * symbol + slots.prefix_samples + slots.receive_delay_samples
+    needed = slots.lead_samples + count * symbol + slots.prefix_samples + slots.receive_delay_samples
     if needed > slots.slot_samples:
         problem = (
-            f"value {slots.slot_samples}: must be at least {needed} = lead_samples + {node.num_ports} "
-            f"port{'s' if node.num_ports > 1 else ''} of {node.name} * (prefix_samples + pilot_samples) "
+            f"value {slots.slot_samples}: must be at least {needed} = lead_samples + {count} "
+            f"port{'s' if count > 1 else ''} of {node.name} * (prefix_samples + pilot_samples) "
             f"+ prefix_samples{' + receive_delay_samples' if slots.receive_delay_samples else ''}"
         )
         raise document.error(("slots", "slot_samples"), problem)
