@@ -49,7 +49,7 @@ faults: [{kind: nan, node: ap1, slot: 17, port: 1}]
 slots: {slot_samples: 1024}
 beam_sweep: {beams: 4, passes: 2}
 calibration: {method: tls, reference: ap2, delay: false}
-verification: {repeats: 3}
+verification: {repeats: 3, cooperating: [1, 3]}
 """
 
 
@@ -81,7 +81,7 @@ def test_every_key_of_the_file_reaches_its_field():
     assert bed.slots == testbed.Slots(slot_samples=1024)
     assert bed.beam_sweep == testbed.BeamSweep(4, 2)
     assert bed.calibration == testbed.CalibrationSettings("tls", "ap2", delay=False)
-    assert bed.verification == testbed.Verification("ue1", repeats=3)
+    assert bed.verification == testbed.Verification("ue1", repeats=3, cooperating=(1, 3))
     assert (bed.aps, bed.ues, bed.node("ap2")) == ((ap1, ap2), (ue1,), ap2)
     assert testbed.port_names(bed) == ("ap1:0", "ap1:1", "ap2:0")
 
@@ -256,8 +256,9 @@ REPLACEMENTS = [
     ("{beams: 4", "{beams: 10", 26, "beam_sweep.beams: value 10: a pair has at most 9 beam pairs; allowed: 1 to 9,"),
     ("method: tls", "method: mle", 27, 'calibration.method: value "mle": did you mean ml? allowed: argos'),
     ("reference: ap2", "reference: ue1", 27, 'calibration.reference: value "ue1": no such node'),
-    ("{repeats: 3}", "{ue: ap1}", 28, 'verification.ue: value "ap1": no such node; allowed: ue1'),
-    ("{repeats: 3}", "yes", 28, 'verification: value "yes": must be a mapping or null'),
+    ("{repeats: 3, cooperating: [1, 3]}", "{ue: ap1}", 28, 'verification.ue: value "ap1": no such node; allowed: ue1'),
+    ("[1, 3]", "[1, 4]", 28, "verification.cooperating[1]: value 4: the access points have 3 ports"),
+    ("{repeats: 3, cooperating: [1, 3]}", "yes", 28, 'verification: value "yes": must be a mapping or null'),
 ]
 
 

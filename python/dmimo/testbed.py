@@ -172,12 +172,16 @@ class CalibrationSettings:
 
 @dataclass(frozen=True)
 class Verification:
-    """Joint transmission to a user terminal; `ue` None in a file means the first one."""
+    """Joint transmission to a user terminal; `ue` None in a file means the first one.
+
+    `cooperating` are the numbers of ports whose SNR together, each at its full power, is measured.
+    """
 
     ue: str | None = None
     uplink_repeats: int = 4
     repeats: int = 8
     random_starts: int = 32
+    cooperating: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -166,11 +166,12 @@ class VerificationRole(joint.JointRole):
         ports = np.arange(first, first + len(weights))[:, None]
         if variant < plan.start(0):
             return joint.unit_power(weights if plan.alone == "ap" else np.where(ports == variant - 1, weights, 0))
-        start = True
         if variant >= plan.cooperation(0):
             position, start = divmod(variant - plan.cooperation(0), 1 + plan.repeats)
             weights = np.where(ports < plan.cooperating[position], joint.full_power(weights), 0)
-        return weights * joint.random_turn(plan.seed, plan.aps.index(self._node), variant) if start else weights
+            if start == 0:
+                return weights
+        return weights * joint.random_turn(plan.seed, plan.aps.index(self._node), variant)
 
     def receive(self, slot: Slot, grant: Grant, samples: np.ndarray) -> None:
         """APs keep the UE's symbols, the UE keeps the downlink; other UEs keep nothing."""
@@ -212,6 +213,8 @@ class Verifier:
     def _design(self, results) -> Product:
         """Weights of unit total power for the downlink, from the repeated uplink."""
         plan, given = self._plan, self._calibration
+        if given is None:
+            return Product(plan.uplink, {}, False, ("no calibration has come before the uplink",))
         starts = np.asarray(results[plan.aps[0]]["starts"])
         h = np.concatenate([np.asarray(results[ap]["h"]) for ap in plan.aps], axis=1)
         noise = np.concatenate([np.asarray(results[ap]["noise_var"]) for ap in plan.aps], axis=1)
