@@ -16,7 +16,8 @@ MODULES = sorted(path.relative_to(SOURCES) for path in SOURCES.rglob("*.py"))
 # "" is the package's own __init__, which everything may ask for the version.
 TESTBED = {"testbed", "testbed_yaml", "testbed_checks"}
 FILES = {"records", *TESTBED}
-PLOTTING = {"core", "plotting_panels", "plotting_style", "plotting_sync_run", "plotting_synchronization"}
+PLOTTING = {"core", "plotting_bidirectional", "plotting_panels", "plotting_style", "plotting_sync_run",
+            "plotting_synchronization"}
 LAYERS = {
     "core": ({"core"}, {"numpy", "scipy"}),
     "simulation": ({"simulation", "core.waveforms"}, {"numpy", "scipy"}),
@@ -26,6 +27,7 @@ LAYERS = {
     "testbed_checks": (TESTBED, {"jsonschema"}),
     "records": (TESTBED, {"numpy", "h5py"}),
     "plotting": (PLOTTING, {"numpy", "matplotlib"}),
+    "plotting_bidirectional": ({"plotting_style"}, {"numpy", "matplotlib"}),
     "plotting_panels": ({"plotting_style"}, {"numpy", "matplotlib"}),
     "plotting_style": (set(), {"numpy", "matplotlib"}),
     "plotting_sync_run": ({"plotting_style"}, {"numpy", "matplotlib"}),

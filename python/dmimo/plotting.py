@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from .plotting_bidirectional import distributions
 from .plotting_panels import panels
 from .plotting_style import COLOURS, MARKERS, new_figure, set_title
 from .plotting_sync_run import synchronization
@@ -21,6 +22,7 @@ __all__ = [
     "MARKERS",
     "coefficients",
     "curve_families",
+    "distributions",
     "error_curves",
     "evolution",
     "gain_bars",

@@ -23,12 +23,13 @@ LABELS = {
     "perfect": "perfect",
     "joint_ml": "joint ML, weighted",
     "ml_tls": "ML-TLS",
-    "tracked_wideband": "ML-TLS + tracking, wideband",
+    "tracked_wideband": "ML-TLS + wideband tracking",
     "tls": "TLS",
     "argos_mean": "Argos-mean",
     "spanning_tree": "spanning tree",
     "argos": "Argos",
-    "tracked_printed": "ML-TLS + tracking, per subcarrier",
+    "tracked_all": "ML-TLS + tracking per subcarrier, all UEs",
+    "tracked_one": "ML-TLS + tracking per subcarrier, one UE",
     "uncalibrated": "uncalibrated",
 }
 
@@ -96,11 +97,12 @@ def mean_curve(values: NDArray) -> dict[str, list[float]]:
     return dict(zip(("mean", "low", "high"), (np.atleast_1d(x).tolist() for x in (mean, low, high)), strict=True))
 
 
-def distribution(label: str, values: NDArray, *, points: int = 101) -> dict:
-    """What `plotting.distributions` draws of one algorithm: quantiles of the trials (T,), their mean and its band."""
+def distribution(algorithm: str, values: NDArray, *, points: int = 101) -> dict:
+    """What `plotting.distributions` draws of one of `LABELS`: quantiles of trials (T,), their mean and its band."""
     mean, low, high = (float(part) for part in metrics.mean_interval(values))
     quantiles = np.quantile(values, np.linspace(0.0, 1.0, points)).tolist()
-    return {"label": label, "quantiles": quantiles, "mean": mean, "low": low, "high": high}
+    role = {"perfect": "reference", "uncalibrated": "without"}.get(algorithm)
+    return {"label": LABELS[algorithm], "quantiles": quantiles, "mean": mean, "low": low, "high": high, "role": role}
 
 
 def difference(arrays: Mapping[str, NDArray], better: str, worse: str) -> tuple[float, float]:
