@@ -194,6 +194,49 @@ def test_three_ues_with_two_ports_each_get_their_streams_from_two_aps():
     assert all(len(user["leakage_db"]) == 2 for user in report["users"].values())
 
 
+def test_two_plans_in_one_schedule_take_their_own_coefficients_and_beams_chosen_elsewhere():
+    """APs serve two UEs, then the UEs send two streams to two of the APs, all of them through panels."""
+    beams, chosen = {"a": 2, "u": 3, "b": 2, "v": 2}, {"a": 1, "u": 2, "b": 0, "v": 1}
+    air = Air(np.random.default_rng(9), PORTS, beams, cfo_hz=CFO)
+    nodes = tuple(PORTS)
+    common = (PORTS, beams, LAYOUT, 1e6, 4, 4, 0, 7)
+    plans = [MultiuserPlan(nodes, APS, UES, *common, beams_from="chosen"),
+             MultiuserPlan(nodes, UES, APS, *common, beams_from="chosen", prefix="ul_", coefficients="ue_")]
+    schedule = build_schedule(nodes, 256, [phase for plan in plans for phase in plan.phases(8)])
+    assert [phase.name for phase in schedule.phases] == [UPLINK, DOWNLINK, f"ul_{UPLINK}", f"ul_{DOWNLINK}"]
+    collectors = [MultiuserCollector(plan, schedule.slots) for plan in plans]
+    members = {node: [MultiuserRole(node, plan) for plan in plans] for node in nodes}
+    values = {}
+    for key, names in (("", APS), ("ue_", UES)):
+        frequency = np.repeat([CFO[name] - CFO["a"] for name in names], [PORTS[name] for name in names])
+        c = air.c(names, 20_000) * np.exp(-2j * air.theta("a", 20_000))
+        values |= {f"{key}c": c, f"{key}frequency_hz": frequency, f"{key}delay_s": np.zeros(c.size),
+                   f"{key}reference_time": 20_000}
+
+    def publish(product):
+        for member in (*collectors, *(role for both in members.values() for role in both)):
+            member.update(product)
+
+    publish(Product("chosen", {"serving_beams": np.array([chosen[node] for node in nodes])}))
+    publish(Product("exchange", values))
+    start = 50_000
+    for phase in schedule.phases:
+        which = [phase.name in collector.phases for collector in collectors].index(True)
+        roles = {node: both[which] for node, both in members.items()}
+        grants, results, start = run_phase(air, schedule, phase.name, roles, start)
+        product = collectors[which].produce(phase.name, grants, results)
+        assert product.trusted, product.reasons
+        publish(product)
+    assert min(suppression_db(collectors[0].report) + suppression_db(collectors[1].report)) > 60
+    assert [len(collector.history) for collector in collectors] == [1, 1]
+    # Streams of the first plan through the channel of the chosen beams.
+    h = np.stack([np.concatenate([air.t[ap] * air.h[ap, ue][:, chosen[ap], 0, chosen[ue]] for ap in APS])
+                  for ue in UES])
+    weights = np.linalg.pinv(h * np.array([[air.t[ue][0]] for ue in UES]))
+    wanted = np.abs(air.r["u"][0] * h[0] @ weights[:, 0] / np.linalg.norm(weights)) ** 2
+    assert collectors[0].report["users"]["u"]["signal_db"] == pytest.approx(10 * np.log10(wanted), abs=0.01)
+
+
 def silence(ue, gain):
     def change(air):
         air.t[ue] = air.t[ue] * gain

@@ -172,6 +172,7 @@ class MultiuserCollector:
         self._calibration: Mapping[str, object] | None = None
         self._design_report: dict[str, object] = {}
         self.report: dict[str, object] | None = None
+        self.history: list[dict[str, object]] = []
 
     def update(self, product: Product) -> None:
         """Take the latest calibration."""
@@ -269,6 +270,7 @@ class MultiuserCollector:
         if plan.random_starts:
             starts = [spectral_efficiency(one) for one in zip(*(user.starts for user in users), strict=True)]
             self.report["uncalibrated_spectral_efficiency_bps_hz"] = float(np.mean(starts))
+        self.history.append({"sample": int(results[plan.ues[0]]["starts"][0]), **self.report})
         reasons = tuple(reason for user in users for reason in user.reasons)
         values = {"sinr_db": 10 * np.log10(np.maximum(sinr, 1e-30)),
                   "spectral_efficiency_bps_hz": self.report["spectral_efficiency_bps_hz"]}
