@@ -5,7 +5,7 @@ Needs no GNU Radio; the flowgraph and the blocks of a GRC user are built from th
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from .bidirectional_assembly import Bidirectional
 from .core import metrics, waveforms
 from .core.sweep_calibration import SweepCalibration
 from .protocols import beam_sweep, multiuser, verification
+from .protocols.bidirectional_estimate import SideCalibration
 from .protocols.slots import Collector, Role, Schedule, build_schedule
 from .records import CalibrationRecord
 from .simulation.faults import Fault
@@ -162,7 +163,7 @@ class Assembly:
     def until_sample(self, duration_s: float = 0.0) -> int:
         """Sample up to which a schedule with a cycle goes on: of the patterns, or of a duration."""
         if self.bidirectional is not None:
-            return self.bidirectional.until_sample
+            return self.bidirectional.until_sample(self.schedule)
         return round(duration_s * self.testbed.samp_rate)
 
     @property
@@ -293,29 +294,35 @@ class Assembly:
         settings = self.testbed.beamsync
         return settings is not None and settings.timing and node.kind == "ap" and node.name != settings.leader
 
-    def record(self, estimate: SweepCalibration, epoch: int = 0) -> CalibrationRecord:
-        """Calibration file's content."""
+    def record(self, estimate: SweepCalibration | SideCalibration, names: Sequence[str] = (),
+               epoch: int = 0) -> CalibrationRecord:
+        """Calibration file's content; `names` are the nodes with the calibrated ports, all access points by default."""
         bed = self.testbed
-        gains = np.array([(ap.tx_gain_db, ap.rx_gain_db) for ap in bed.aps for _ in range(ap.num_ports)])
+        nodes = [self._nodes[name] for name in names or self._aps]
+        ports = tuple(f"{node.name}:{port}" for node in nodes for port in range(node.num_ports))
+        gains = np.array([(node.tx_gain_db, node.rx_gain_db) for node in nodes for _ in range(node.num_ports)])
         return CalibrationRecord(
             c=estimate.c, covariance=estimate.covariance, frequency_hz=estimate.frequency_hz,
-            delay_s=estimate.delay_s, tx_gain_db=gains[:, 0], rx_gain_db=gains[:, 1], port_names=self.port_names,
-            reference=self.port_names[estimate.reference], reference_time=int(estimate.reference_time), epoch=epoch,
-            samp_rate=bed.samp_rate, center_freq=bed.center_freq, method=bed.calibration.method,
+            delay_s=estimate.delay_s, tx_gain_db=gains[:, 0], rx_gain_db=gains[:, 1], port_names=ports,
+            reference=ports[estimate.reference], reference_time=int(estimate.reference_time), epoch=epoch,
+            samp_rate=bed.samp_rate, center_freq=bed.center_freq,
+            method=bed.calibration.method if self.bidirectional is None else bed.bidirectional.estimator,
             trusted=np.isfinite(estimate.c) & estimate.trusted, reasons=estimate.reasons,
             configuration=testbed.to_dict(bed), fingerprint=testbed.fingerprint(bed), version=__version__,
         )
 
-    def truth(self, network: Network, estimate: SweepCalibration,
-              corrections: Mapping[str, complex] | None = None) -> dict[str, object]:
+    def truth(self, network: Network, estimate: SweepCalibration | SideCalibration,
+              corrections: Mapping[str, complex] | None = None, names: Sequence[str] = ()) -> dict[str, object]:
         """True c at the estimate's reference time in the estimate's gauge, and how far the estimate is from it.
 
-        `corrections` are the factors that a synchronisation has put on the c of some APs by then.
+        `corrections` are the factors that a synchronisation has put on the c of some APs by then; `names` as in
+        `record`.
         """
-        rows = np.concatenate([np.arange(network.num_ports)[network.ports(name)] for name in self._aps])
+        names = names or self._aps
+        rows = np.concatenate([np.arange(network.num_ports)[network.ports(name)] for name in names])
         c = network.true_calibration(int(estimate.reference_time))[rows]
         if corrections:
-            owners = [name for name in self._aps for _ in range(self._nodes[name].num_ports)]
+            owners = [name for name in names for _ in range(self._nodes[name].num_ports)]
             c = c * np.array([corrections.get(name, 1.0) for name in owners])
         c = c / c[estimate.reference]
         known = np.isfinite(estimate.c)

@@ -12,7 +12,7 @@ from .protocols.bidirectional import ExchangeRole
 from .protocols.bidirectional_collector import BidirectionalCollector
 from .protocols.bidirectional_plan import TRAINING, BidirectionalPlan
 from .protocols.bidirectional_training import TrainingCollector, TrainingRole
-from .protocols.slots import Collector, CollectorGroup, Role, Slot
+from .protocols.slots import Collector, CollectorGroup, Role, Schedule, Slot
 
 UPLINK = "ul_"
 """Prefix of the phases in which the UEs send together."""
@@ -68,14 +68,19 @@ class Bidirectional:
 
     @property
     def pattern_samples(self) -> int:
-        """Length of a TDD pattern."""
+        """Length of a TDD pattern as the testbed has it."""
         return round(self._settings.pattern_s * self._bed.samp_rate)
 
-    @property
-    def until_sample(self) -> int:
-        """Sample by which the last pattern has begun."""
-        first = sum(len(slots) for _, _, slots in self.plan.phases(1)) * self._bed.slots.slot_samples
-        return first + (self._settings.patterns - 1) * self.pattern_samples + 1
+    def until_sample(self, schedule: Schedule) -> int:
+        """Sample by which the last pattern has begun.
+
+        A pattern takes longer than the testbed says if its measurements do not fit into its second half.
+        """
+        first, (exchange, tracking, *_) = len(schedule.phases) - schedule.cycle, schedule.phases[-schedule.cycle :]
+        half, slot = self.pattern_samples // 2, schedule.slot_samples
+        length = max(half, exchange.count * slot) + max(half, (len(schedule.slots) - tracking.first) * slot)
+        before = schedule.phases[first].first * slot
+        return before + (self._settings.patterns - 1) * length + 1
 
     @cached_property
     def uplink_plan(self) -> verification.Plan | None:
@@ -86,8 +91,8 @@ class Bidirectional:
         counts = self.plan.num_ue_ports
         return verification.Plan(
             nodes=self.plan.nodes, aps=self.plan.ues, ue=self.plan.trps[0], num_ports=self._num_ports,
-            num_beams=self._num_beams, layout=self._layout, samp_rate=bed.samp_rate, num_subbands=bed.slots.num_subbands,
-            uplink_repeats=settings.uplink_repeats, repeats=settings.repeats, random_starts=settings.random_starts,
+            num_beams=self._num_beams, layout=self._layout, samp_rate=bed.samp_rate,
+            num_subbands=bed.slots.num_subbands, uplink_repeats=settings.uplink_repeats, repeats=settings.repeats, random_starts=settings.random_starts,
             seed=bed.seed, prefix=UPLINK, coefficients=UE, beams_from=self.beams_from, max_loss_db=None,
             cooperating=tuple(count for count in settings.cooperating if count <= counts))
 

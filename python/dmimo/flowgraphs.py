@@ -11,6 +11,7 @@ from gnuradio import gr
 
 from . import reports
 from .assembly import Assembly
+from .blocks.bidirectional_calibrator import bidirectional_calibrator
 from .blocks.calibrator import calibrator
 from .blocks.collector import collector
 from .blocks.node import node
@@ -18,6 +19,7 @@ from .blocks.simulated_network import simulated_network
 from .blocks.slot_scheduler import slot_scheduler
 from .blocks.verifier import verifier
 from .core.sweep_calibration import SweepCalibration
+from .protocols.bidirectional_estimate import SideCalibration
 from .protocols.slots import Collector
 
 POLL_S = 0.1
@@ -29,7 +31,7 @@ class Outcome:
 
     error: str | None
     report: Mapping[str, object]
-    estimate: SweepCalibration | None = None
+    estimate: SweepCalibration | SideCalibration | None = None
 
 
 class testbed_flowgraph(gr.top_block):
@@ -39,9 +41,9 @@ class testbed_flowgraph(gr.top_block):
     ----------
     assembly : Assembly
     calibration_file : str
-        Calibration file to write after a beam sweep; empty for none.
+        Calibration file to write after a beam sweep or a bidirectional run; empty for none.
     duration_s : float
-        Network time up to which a schedule with a cycle goes on.
+        Network time up to which synchronisation goes on; the patterns of a bidirectional run are in its testbed file.
     """
 
     def __init__(self, assembly: Assembly, calibration_file: str = "", duration_s: float = 0.0):
@@ -51,7 +53,7 @@ class testbed_flowgraph(gr.top_block):
         self.assembly = assembly
         self.network = assembly.network()
         self.scheduler = slot_scheduler(schedule, slots.max_attempts, slots.watchdog_s,
-                                        until_sample=round(duration_s * bed.samp_rate))
+                                        until_sample=assembly.until_sample(duration_s))
         self.air = simulated_network(self.network)
         self.collectors = {name: self._collector(name, member, calibration_file)
                            for name, member in assembly.collectors().items()}
@@ -65,6 +67,8 @@ class testbed_flowgraph(gr.top_block):
         match name:
             case "calibrator":
                 return calibrator(self.assembly, calibration_file)
+            case "bidirectional":
+                return bidirectional_calibrator(self.assembly, calibration_file)
             case "verifier":
                 return verifier(self.assembly)
         return collector(member, self.assembly.schedule.nodes, name)

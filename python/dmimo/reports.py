@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import __version__, testbed
+from . import __version__, reports_bidirectional, testbed
 from .assembly import Assembly
 from .core.sweep_calibration import SweepCalibration
 from .protocols.beamsync_plan import PHASE
+from .protocols.bidirectional_estimate import SideCalibration
 from .protocols.slots import Collector
 from .simulation.network import Network
 
@@ -26,8 +27,10 @@ class Run:
     end_sample: int
 
     @property
-    def estimate(self) -> SweepCalibration | None:
-        """The beam sweep's calibration, None without one."""
+    def estimate(self) -> SweepCalibration | SideCalibration | None:
+        """Calibration of the access points by beam sweep or bidirectional exchange, None without one."""
+        if "bidirectional" in self.collectors:
+            return reports_bidirectional.exchange(self.collectors).calibration
         return getattr(self.collectors.get("calibrator"), "calibration", None)
 
     @property
@@ -58,14 +61,16 @@ def report(run: Run) -> dict[str, object]:
         content |= _synchronization(run)
     if run.estimate is not None:
         content |= _calibration(run, run.estimate)
+    if "bidirectional" in run.collectors:
+        content |= reports_bidirectional.content(run.assembly, run.network, run.collectors)
     verified = getattr(run.collectors.get("verifier"), "history", None)
-    if verified:
+    if verified and "bidirectional" not in run.collectors:
         content |= _gains(run, verified) if run.assembly.protocol == "sync" else _last(verified)
     multiuser = getattr(run.collectors.get("multiuser"), "report", None)
     return content if multiuser is None else content | {"multiuser": multiuser}
 
 
-def _calibration(run: Run, estimate: SweepCalibration) -> dict[str, object]:
+def _calibration(run: Run, estimate: SweepCalibration | SideCalibration) -> dict[str, object]:
     corrections = {}
     for entry in run.synchronisations:
         if entry["phase"] == PHASE:
@@ -82,8 +87,7 @@ def _calibration(run: Run, estimate: SweepCalibration) -> dict[str, object]:
         "c": estimate.c,
         "c_true": truth["c"],
         "predicted_phase_std_deg": np.degrees(estimate.phase_std_rad),
-        "pair_snr_db": estimate.pair_snr_db,
-        "phase_noise_hz": estimate.phase_noise_hz,
+        **{key: getattr(estimate, key) for key in ("pair_snr_db", "phase_noise_hz") if hasattr(estimate, key)},
         "alignment_error": truth["alignment_error"],
         "phase_error_deg": truth["phase_error_deg"],
     }

@@ -47,6 +47,7 @@ class collector(gr.basic_block):
             self._results.clear()
             self._grants.clear()
         elif kind == "end":
+            self.ended()
             self._post(messages.SYSTEM, messages.DONE)
 
     @guarded
@@ -69,3 +70,6 @@ class collector(gr.basic_block):
 
     def finish(self, product) -> None:
         """Hook: what a block does with a product before it is published."""
+
+    def ended(self) -> None:
+        """Hook: what a block does when the run is over."""

@@ -57,9 +57,8 @@ class BidirectionalCollector:
         """The calibration needs nothing from other phases."""
 
     def produce(self, phase: str, grants: Sequence[Grant], results: Mapping[str, Mapping[str, object]]) -> Product:
-        """Both sides' calibration: `c`, `delay_s`, `frequency_hz`, `reference_time` of the TRPs, `ue_c`, ... of the UEs.
-
-        `calibrates` says whether the next exchange is due.
+        """Both sides' calibration: `c`, `delay_s`, `frequency_hz`, `reference_time` of the TRPs, `ue_c`, ... of the
+        UEs, and `calibrates`, whether the next exchange is due.
         """
         silent = [name for name in (*self._plan.trps, *self._plan.ues) if name not in results]
         if silent:

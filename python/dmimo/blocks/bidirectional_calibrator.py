@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Calibrates both sides of a bidirectional run, pattern by pattern."""
+
+from pathlib import Path
+
+from ..assembly import Assembly
+from ..protocols.bidirectional_collector import BidirectionalCollector
+from ..protocols.bidirectional_estimate import SideCalibration
+from ..records import save_calibration
+from .collector import collector
+
+
+class bidirectional_calibrator(collector):
+    """Publishes chosen beams and the calibration of both sides as products for the scheduler, and writes both to files.
+
+    Parameters
+    ----------
+    assembly : Assembly
+        Of a testbed with a `bidirectional` section.
+    filename : str
+        Calibration file of the TRPs, as of the last pattern; that of the UEs is beside it, with `-ue` before the
+        suffix. Empty for none.
+    """
+
+    def __init__(self, assembly: Assembly, filename: str = ""):
+        if assembly.bidirectional is None:
+            raise ValueError(f"assembly: testbed {assembly.testbed.name!r} has no section bidirectional")
+        group = assembly.bidirectional.collectors(assembly.schedule.slots)["bidirectional"]
+        collector.__init__(self, group, assembly.schedule.nodes, "bidirectional_calibrator")
+        self._assembly, self._path = assembly, Path(filename) if filename else None
+
+    @property
+    def exchange(self) -> BidirectionalCollector:
+        """The collector behind it, with the history of all patterns."""
+        return self.member.members["exchange"]
+
+    @property
+    def calibration(self) -> SideCalibration | None:
+        """Calibration of the TRPs, None before the first exchange."""
+        return self.exchange.calibration
+
+    @property
+    def ue_calibration(self) -> SideCalibration | None:
+        """Calibration of the UEs."""
+        return self.exchange.ue_calibration
+
+    def ended(self) -> None:
+        """Write the calibration files."""
+        if self._path is None or self.calibration is None:
+            return
+        save_calibration(self._path, self._assembly.record(self.calibration))
+        beside = self._path.with_name(f"{self._path.stem}-ue{self._path.suffix}")
+        save_calibration(beside, self._assembly.record(self.ue_calibration, self._assembly.bidirectional.plan.ues))
