@@ -85,7 +85,7 @@ propagation: {kind: geometric, num_paths: 0, rice_factor_db: 9, cross_polarisati
 noise: {snr_db: 30}
 slots: {slot_samples: 1024, receive_delay_samples: 246, prefix_samples: 36}
 beam_sweep: {passes: 4}
-verification: {repeats: 4, random_starts: 4}
+verification: {repeats: 4, random_starts: 4, cooperating: [1, 2, 4]}
 """
 
 
@@ -111,6 +111,12 @@ def test_nodes_further_apart_than_the_prefix_are_calibrated_with_a_receive_delay
     assert assembly.truth(network, calibration)["phase_error_deg"] < 1.0
     report = collectors["verifier"].report
     assert report["coherent_gain_db"] == pytest.approx(report["ideal_gain_db"], abs=0.05)
+    rows = report["cooperation"]
+    assert [row["ports"] for row in rows] == [1, 2, 4]
+    for row in rows:
+        assert row["snr_db"] == pytest.approx(row["ideal_snr_db"], abs=0.05)
+    # Two APs at the same distance: 6 dB more, but for 1 dB of gain deviation; powers alone would add 3 dB.
+    assert rows[2]["snr_db"] > rows[1]["snr_db"] + 3.0
     # Without it, no window sees a whole symbol.
     near = Assembly(testbed.parse(LINE_OF_SIGHT.replace("receive_delay_samples: 246, ", "")))
     roles = {node.name: near.roles(node.name) for node in near.testbed.nodes}
