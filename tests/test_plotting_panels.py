@@ -32,12 +32,13 @@ def test_each_panel_has_its_curves_bands_bounds_and_axes():
 
 
 def test_nothing_is_outside_the_page_and_the_caption_covers_no_axes():
-    figure = plotting.panels(SUMMARY)
+    figure = plotting.panels({**SUMMARY, "seed": 17})
     figure.canvas.draw()
     inside = figure.get_tightbbox(figure.canvas.get_renderer())
     width, height = figure.get_size_inches()
     assert 0 <= inside.x0 < inside.x1 <= width
     assert 0 <= inside.y0 < inside.y1 <= height
     (caption,) = [text for text in figure.texts if text.get_text().startswith("400")]
+    assert caption.get_text().endswith("Seed 17.")
     lowest = caption.get_window_extent().y0
     assert all(axes.get_tightbbox().y1 < lowest for axes in figure.axes)

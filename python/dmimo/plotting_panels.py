@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from .plotting_style import COLOURS, MARKERS, new_figure
+from .plotting_style import COLOURS, MARKERS, darker, new_figure
 
 # Size of a panel in inches.
 _WIDTH, _HEIGHT = 4.5, 3.9
@@ -25,14 +25,16 @@ def panels(summary: Mapping) -> Figure:
     summary : mapping
         `title`, `caption`, `columns`, `panels`: list of mappings `title`, `x_label`, `y_label`, `x` (n,), `curves`:
         list of mappings `label`, `mean`, `low`, `high` (n,), `dashed`: list of mappings `label`, `values` (n,).
-        Optional of a panel: `x_scale`, `y_scale` ("linear"), `x_ticks` (list of numbers), `y_limits` (low, high),
-        `points`: list of mappings `label`, `x`, `y`. Optional of a curve: `colour`, its number in the order of
-        colours and markers. Many points (more than 40) get no markers.
+        Optional: `seed`, which a campaign adds and the caption ends with. Optional of a panel: `x_scale`, `y_scale`
+        ("linear"), `x_ticks` (list of numbers), `y_limits` (low, high), `points`: list of mappings `label`, `x`, `y`.
+        Optional of a curve: `colour`, its number in the order of colours and markers; of a dashed line: the number of
+        the curve that it belongs to. Many points (more than 40) get no markers.
     """
     parts, columns = summary["panels"], summary["columns"]
     rows = -(-len(parts) // columns)
     width = _WIDTH * columns
-    caption = textwrap.fill(summary["caption"], int(_CHARACTERS * width))
+    seed = f" Seed {summary['seed']}." if "seed" in summary else ""
+    caption = textwrap.fill(summary["caption"] + seed, int(_CHARACTERS * width))
     lines = 1 + caption.count("\n")
     figure, axes = new_figure(width, _HEIGHT * rows + 0.45 + 0.15 * lines, columns=columns, rows=rows)
     axes = np.ravel(axes)
@@ -40,7 +42,7 @@ def panels(summary: Mapping) -> Figure:
         _panel(each, part)
     for each in axes[len(parts) :]:
         each.remove()
-    figure.suptitle(f"{summary['title']}\n", x=0.01, ha="left", fontsize=11, linespacing=1.2 + 1.05 * lines)
+    figure.suptitle(f"{summary['title']}\n", x=0.01, ha="left", fontsize=11, linespacing=1.1 + 0.85 * lines)
     _, height = figure.get_size_inches()
     figure.text(0.01, 1 - 0.32 / height, caption, fontsize=8.5, color="#505050", va="top", in_layout=False)
     return figure
@@ -61,6 +63,8 @@ def _panel(axes, part: Mapping) -> None:
                   label=curve["label"], zorder=2.5, clip_on="y_limits" in part)
     for index, bound in enumerate(part["dashed"]):
         colour, dashes = _DASHES[index % len(_DASHES)]
+        if "colour" in bound:
+            colour, dashes = darker(COLOURS[bound["colour"] % len(COLOURS)]), "--"
         axes.plot(x, bound["values"], color=colour, linestyle=dashes, linewidth=1.2, label=bound["label"], zorder=3)
     for point in part.get("points", []):
         axes.plot(point["x"], point["y"], "k*", markersize=10, label=point["label"], zorder=4)
@@ -68,7 +72,7 @@ def _panel(axes, part: Mapping) -> None:
     axes.grid(True, which="major", color="#dddddd", linewidth=0.7)
     axes.set(xlabel=part["x_label"], ylabel=part["y_label"])
     axes.set_title(part["title"], fontsize=9.5, loc="left")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.18), frameon=False, fontsize=8, borderaxespad=0.2)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.2), frameon=False, fontsize=8, borderaxespad=0.2)
 
 
 def _scales(axes, part: Mapping, x: np.ndarray) -> None:
@@ -79,6 +83,11 @@ def _scales(axes, part: Mapping, x: np.ndarray) -> None:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     if axes.get_yscale() == "log":
+        low, high = axes.get_ylim()
+        if high < 300 * low:
+            # Too few powers of ten to read the axis by.
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
     if "y_limits" in part:
         axes.set_ylim(*part["y_limits"])

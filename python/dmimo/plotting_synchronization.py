@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from .plotting_style import COLOURS, MARKERS, new_figure, set_title
+from .plotting_style import COLOURS, MARKERS, darker, new_figure, set_title
 
 # Of the kinds of curve in a family, in their order; dashes are kept for bounds.
 _LINES = ("-", "-.", ":", (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
@@ -36,7 +36,7 @@ def curve_families(summary: Mapping) -> Figure:
             if curve is not None:
                 _curve(axes, x, curve, colour, kind)
         for bound in [] if family["dashed"] is None else np.atleast_2d(family["dashed"]):
-            axes.plot(x, bound, color=_darker(colour), linestyle="--", linewidth=1.2, zorder=3)
+            axes.plot(x, bound, color=darker(colour), linestyle="--", linewidth=1.2, zorder=3)
     _scales(axes, summary)
     axes.set_xlim(x[0], x[-1])
     axes.set(xlabel=summary["x_label"], ylabel=summary["y_label"])
@@ -110,8 +110,3 @@ def _two_legends(axes, summary: Mapping) -> None:
                         title=summary.get("families_title"), title_fontsize=8.5, alignment="left", **style)
     axes.add_artist(first)
     axes.legend(handles=lines, loc="lower left", bbox_to_anchor=(1.02, 0.0), **style)
-
-
-def _darker(colour: str) -> tuple[float, ...]:
-    """The colour at 60 % of its light: a bound stays visible on the curve that meets it."""
-    return tuple(0.6 * int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5))

@@ -214,7 +214,7 @@ def _write(figure, configuration, seed, trials, arrays, output: Path) -> Result:
     summary = figure.summarise(configuration, arrays)
     paths = {suffix: output / f"{figure.name}.{suffix}" for suffix in ("npz", "json", "png")}
     report = {**_identity(figure, seed, configuration), "title": figure.title, "trials": trials, "summary": summary}
-    picture = getattr(plotting, figure.plot)(summary)
+    picture = getattr(plotting, figure.plot)({**summary, "seed": seed})
     records.write_bytes(paths["npz"], _npz(arrays))
     records.write_figure(paths["png"], picture)
     records.write_json(paths["json"], report)
