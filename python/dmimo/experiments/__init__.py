@@ -17,6 +17,8 @@ from . import (  # noqa: F401  (they register their figures)
     beamsync_phase_noise,
     beamsync_residual,
     beamsync_tracking,
+    bidirectional_cooperation,
+    bidirectional_efficiency,
 )
 from .campaign import Result, run
 from .executors import CampaignError, Timeouts

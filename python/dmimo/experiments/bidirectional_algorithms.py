@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..core import metrics, precoding
-from ..core.bidirectional import joint_ml, ml_tls
 from ..core.bidirectional_baselines import per_subcarrier
 from .bidirectional_exchange import Exchange
-from .bidirectional_model import SPACING_HZ, Drop, Scene
+from .bidirectional_model import Drop, Scene
 
 # Subcarriers of figures that compare algorithms: 49 on a comb of 32 across the band, as each link has in table I. All
 # links have the same ones, which the algorithms without a model of the delay need.
@@ -32,21 +31,21 @@ LABELS = {
     "tracked_one": "ML-TLS + tracking per subcarrier, one UE",
     "uncalibrated": "uncalibrated",
 }
+BASELINES = ("tls", "argos_mean", "spanning_tree", "argos")
+# In the order of the figures.
+CURVES = ("perfect", "joint_ml", "ml_tls", "tracked_wideband", *BASELINES, "tracked_all", "tracked_one", "uncalibrated")
 
 
-def estimate(data: Exchange, algorithm: str, scene: Scene) -> NDArray:
-    """Coefficients (T, M, K) on `COMMON` from an exchange there, by one of `LABELS` that calibrates.
+def baseline(data: Exchange, algorithm: str) -> NDArray:
+    """Coefficients (T, M, K) on `COMMON` from an exchange there, by one of `BASELINES`.
 
-    The two maximum-likelihood forms read C through CARS. The others take both channels in one place, the downlink fed
-    back without loss; they work on each subcarrier by itself. The tree's links are chosen by their measured SNR.
+    These take both channels in one place, the answered one fed back without loss, and work on each subcarrier by
+    itself. The tree's links are chosen by their measured SNR.
 
     References
     ----------
-    Bidirectional calibration (CARS), sections II-D and III-B.
+    Bidirectional calibration (CARS), section II-D.
     """
-    if algorithm in ("joint_ml", "ml_tls"):
-        calibrator = joint_ml if algorithm == "joint_ml" else ml_tls
-        return calibrator(data.c, COMMON, SPACING_HZ, max_delay=2 * scene.max_delay_s).trp(COMMON)
     snr = link_snr(data.plain, data.heard) if algorithm == "spanning_tree" else None
     return per_subcarrier(data.plain, data.heard, algorithm, link_snr=snr)[0]
 

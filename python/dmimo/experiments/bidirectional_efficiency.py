@@ -22,16 +22,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..core.bidirectional import ml_tls
 from . import bidirectional_algorithms as algorithms
-from .bidirectional_exchange import exchange
-from .bidirectional_model import PATTERN_S, SPACING_HZ, Scene, draw
-from .bidirectional_tracking import tracked
+from .bidirectional_comparison import compare
+from .bidirectional_model import PATTERN_S, Scene, draw
 from .registry import register
 from .trials import generators, steps
-
-CURVES = ("perfect", "joint_ml", "ml_tls", "tracked_wideband", "tls", "argos_mean", "spanning_tree", "argos",
-          "tracked_all", "tracked_one", "uncalibrated")  # fmt: skip
 
 
 def summarise(configuration: Mapping, arrays: Mapping[str, np.ndarray]) -> dict:
@@ -51,9 +46,9 @@ def summarise(configuration: Mapping, arrays: Mapping[str, np.ndarray]) -> dict:
                    f"{configuration['num_calibrating']} UEs calibrate; tracked over one pattern of "
                    f"{PATTERN_S * 1e3:g} ms; below perfect, with standard error: {'; '.join(words)}",
         "x_label": "sum spectral efficiency [bit/s/Hz]",
-        "curves": [algorithms.distribution(key, found[key]) for key in CURVES],
+        "curves": [algorithms.distribution(key, found[key]) for key in algorithms.CURVES],
         "sweep": {"x_label": "power per port [dBm]", "x": list(power),
-                  "curves": [algorithms.mean_curve(arrays[key]) for key in CURVES]},
+                  "curves": [algorithms.mean_curve(arrays[key]) for key in algorithms.CURVES]},
     }  # fmt: skip
 
 
@@ -80,23 +75,13 @@ def trial_chunk(configuration: Mapping, seeds: Sequence[np.random.SeedSequence])
     drop = draw(scene, rngs)
     points = [_efficiencies(drop.at_power(power), rngs, configuration["num_calibrating"])
               for power in configuration["power_dbm"]]  # fmt: skip
-    return {key: np.stack([point[key] for point in points], axis=-1) for key in CURVES}
+    return {key: np.stack([point[key] for point in points], axis=-1) for key in algorithms.CURVES}
 
 
 def _efficiencies(drop, rngs, num_calibrating: int) -> dict[str, np.ndarray]:
-    known, served = drop.select(ue=slice(0, num_calibrating)), drop.select(ue=slice(num_calibrating, None))
-    k = algorithms.COMMON
-    data = exchange(known, rngs, k, 0.0)
-    now = {key: algorithms.estimate(data, key, drop.scene)
-           for key in ("joint_ml", "ml_tls", "tls", "argos_mean", "spanning_tree", "argos")}  # fmt: skip
-    now["perfect"] = drop.coefficients(k, data.time_s)[0]
-    now["uncalibrated"] = np.ones(now["perfect"].shape)
-    calibration = ml_tls(data.c, k, SPACING_HZ, max_delay=2 * drop.scene.max_delay_s, time_s=data.time_s)
-    later = tracked(known, rngs, 0.0, calibration)
-    times = data.time_s, data.time_s + PATTERN_S
-    (up, up_later), (down, down_later) = ([f(k, time) for time in times] for f in (served.uplink, served.downlink))
-    result = {key: algorithms.spectral_efficiency(c, up, down) for key, c in now.items()}
-    return result | {
-        f"tracked_{key}": algorithms.spectral_efficiency(c, up_later, down_later)
-        for key, c in zip(("wideband", "one", "all"), later, strict=True)
-    }
+    found = compare(drop.select(ue=slice(0, num_calibrating)), rngs)
+    served = drop.select(ue=slice(num_calibrating, None))
+    channels = {time: (served.uplink(algorithms.COMMON, time), served.downlink(algorithms.COMMON, time))
+                for time in set(found.times_s.values())}  # fmt: skip
+    return {key: algorithms.spectral_efficiency(c, *channels[found.times_s[key]])
+            for key, c in found.coefficients.items()}  # fmt: skip
