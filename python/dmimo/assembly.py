@@ -145,7 +145,8 @@ class Assembly:
             num_ports={name: node.num_ports for name, node in self._nodes.items()},
             num_beams={name: len(node.panel.beams) for name, node in self._nodes.items()},
             layout=self.layout(1), samp_rate=bed.samp_rate, uplink_repeats=settings.uplink_repeats,
-            repeats=settings.repeats, random_starts=settings.random_starts, seed=bed.seed, method=settings.precoder)
+            repeats=settings.repeats, random_starts=settings.random_starts, seed=bed.seed, method=settings.precoder,
+            beams_from=None if self.bidirectional is None else self.bidirectional.beams_from)
 
     @cached_property
     def synchronization(self) -> Synchronization | None:

@@ -4,6 +4,8 @@
 from collections.abc import Mapping
 from functools import cached_property
 
+import numpy as np
+
 from . import testbed
 from .core.ofdm import OfdmGrid
 from .core.waveforms import SlotLayout
@@ -11,6 +13,7 @@ from .protocols import verification
 from .protocols.bidirectional import ExchangeRole
 from .protocols.bidirectional_collector import BidirectionalCollector
 from .protocols.bidirectional_plan import TRAINING, BidirectionalPlan
+from .protocols.bidirectional_tracking import Extrapolation, OneWay
 from .protocols.bidirectional_training import TrainingCollector, TrainingRole
 from .protocols.slots import Collector, CollectorGroup, Role, Schedule, Slot
 
@@ -92,8 +95,9 @@ class Bidirectional:
         return verification.Plan(
             nodes=self.plan.nodes, aps=self.plan.ues, ue=self.plan.trps[0], num_ports=self._num_ports,
             num_beams=self._num_beams, layout=self._layout, samp_rate=bed.samp_rate,
-            num_subbands=bed.slots.num_subbands, uplink_repeats=settings.uplink_repeats, repeats=settings.repeats, random_starts=settings.random_starts,
-            seed=bed.seed, prefix=UPLINK, coefficients=UE, beams_from=self.beams_from, max_loss_db=None,
+            num_subbands=bed.slots.num_subbands, uplink_repeats=settings.uplink_repeats, repeats=settings.repeats,
+            random_starts=settings.random_starts, seed=bed.seed, prefix=UPLINK, coefficients=UE,
+            beams_from=self.beams_from, max_loss_db=None,
             cooperating=tuple(count for count in settings.cooperating if count <= counts))
 
     def first_phases(self, window: int) -> list[tuple[str, int, list[Slot]]]:
@@ -118,11 +122,16 @@ class Bidirectional:
         """New collectors by name."""
         settings = self._settings
         members: dict[str, Collector] = {"exchange": BidirectionalCollector(
-            self.plan, schedule_slots, estimator=settings.estimator, pattern_samples=self.pattern_samples,
-            keeps_csi=settings.keep_csi)}
+            self.plan, schedule_slots, self._tracking(), estimator=settings.estimator,
+            pattern_samples=self.pattern_samples, keeps_csi=settings.keep_csi,
+            budget_rad=np.radians(settings.budget_deg) if settings.calibrate == "on_demand" else None)}
         if self.plan.trains:
             members["training"] = TrainingCollector(self.plan, schedule_slots)
         collectors: dict[str, Collector] = {"bidirectional": CollectorGroup(members)}
         if self.uplink_plan is not None:
             collectors["uplink_verifier"] = verification.Verifier(self.uplink_plan, schedule_slots)
         return collectors
+
+    def _tracking(self) -> Extrapolation:
+        kinds = {"none": Extrapolation, "wideband": OneWay}
+        return kinds[self._settings.tracking](self.plan)

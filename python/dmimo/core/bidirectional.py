@@ -113,7 +113,7 @@ def ml_tls(
     require_links(links.trusted)
     nodes = tls_coefficients(links.gain, links.trusted)
     delays = node_delays(links.delay_s, links.trusted.astype(float))
-    return _result(nodes, delays, links.trusted, spacing, reference, time_s)
+    return node_calibration(nodes, delays, links.trusted, spacing, reference, time_s)
 
 
 def joint_ml(
@@ -147,7 +147,7 @@ def joint_ml(
     gain = np.mean(c * np.exp(turn), axis=-1)
     precision = _inverse_variance(residual_variance(energy, gain, num_pilots), energy, num_pilots, used)
     nodes = rank_one(gain, precision, tls_coefficients(gain, used))
-    return _result(nodes, delays, used, spacing, reference, time_s)
+    return node_calibration(nodes, delays, used, spacing, reference, time_s)
 
 
 def require_links(used: NDArray) -> None:
@@ -216,6 +216,21 @@ def rank_one(gain: NDArray, precision: NDArray, start: NDArray) -> NDArray:
     return np.exp(x)
 
 
+def node_calibration(
+    nodes: NDArray, delays: NDArray, used: NDArray, spacing: float, reference: int | None, time_s: float
+) -> BidirectionalCalibration:
+    """Coefficients (..., M + N) and delays of all nodes in the gauge of `reference` (see `ml_tls`)."""
+    num_trp, num_ue = used.shape[-2:]
+    if reference is not None and not 0 <= reference < num_trp + num_ue:
+        raise ValueError(f"reference = {reference} must be None or a node from 0 to {num_trp + num_ue - 1}")
+    nodes = fix_gauge(nodes, reference)
+    origin = delays.mean(axis=-1, keepdims=True) if reference is None else delays[..., reference, None]
+    delays = delays - origin
+    return BidirectionalCalibration(
+        nodes[..., :num_trp], nodes[..., num_trp:], delays[..., :num_trp], delays[..., num_trp:], used, spacing, time_s
+    )
+
+
 def _refined_delays(c: NDArray, k: NDArray, spacing: float, precision: NDArray, delays: NDArray) -> NDArray:
     """Newton's method on the node delays for the likelihood of all links, their gains free."""
     num_trp, num_ue, num_pilots = c.shape[-3:]
@@ -256,17 +271,3 @@ def _to_nodes(links: NDArray) -> NDArray:
 
 def _on_subcarriers(c: NDArray, delay_s: NDArray, spacing: float, subcarriers: ArrayLike) -> NDArray:
     return c[..., None] * np.exp(-4j * np.pi * spacing * np.asarray(subcarriers) * delay_s[..., None])
-
-
-def _result(
-    nodes: NDArray, delays: NDArray, used: NDArray, spacing: float, reference: int | None, time_s: float
-) -> BidirectionalCalibration:
-    num_trp, num_ue = used.shape[-2:]
-    if reference is not None and not 0 <= reference < num_trp + num_ue:
-        raise ValueError(f"reference = {reference} must be None or a node from 0 to {num_trp + num_ue - 1}")
-    nodes = fix_gauge(nodes, reference)
-    origin = delays.mean(axis=-1, keepdims=True) if reference is None else delays[..., reference, None]
-    delays = delays - origin
-    return BidirectionalCalibration(
-        nodes[..., :num_trp], nodes[..., num_trp:], delays[..., :num_trp], delays[..., num_trp:], used, spacing, time_s
-    )

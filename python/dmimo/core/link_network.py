@@ -134,10 +134,9 @@ def _without_contradictions(difference: NDArray, variance: NDArray, reference: i
         worst = np.unravel_index(score.argmax(), score.shape)
         if score[worst] <= GATE:
             break
-        # Covariance of this residual with the others: the measured error less what the fit takes up.
+        # Covariance of this residual with the others: through the fit only, but for itself.
         column = covariance[:, num_trp + worst[1]] - covariance[:, worst[0]]
         shared = column[None, num_trp:] - column[:num_trp, None]
-        shared[worst] -= variance[worst]
         flagged |= np.abs(shared) > _ALIKE * np.sqrt(left * left[worst])
         flagged[worst] = True
     kept = measured & ~flagged

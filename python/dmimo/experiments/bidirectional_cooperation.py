@@ -197,5 +197,5 @@ for _name, _cooperating, _num_ports, _title in (
     ("bidirectional-16", "UE", [1, 2, 4], "Uplink SNR of one stream against the number of cooperating UE ports"),
 ):
     register(_name, title=_title, summarise=summarise, plot="panels", trials=400, block=25,
-             defaults={"cooperating": _cooperating, "num_ports": _num_ports, "power_dbm": 30.0, "mismatch_db": -20.0})(
+             defaults={"cooperating": _cooperating, "num_ports": _num_ports, "power_dbm": 30.0, "mismatch_db": -25.0})(
         cooperation_chunk)  # fmt: skip

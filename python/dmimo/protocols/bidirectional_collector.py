@@ -2,7 +2,6 @@
 """Turns each pattern of a bidirectional run into the calibration of both sides."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -10,6 +9,7 @@ from ..core.bidirectional import DisconnectedLinksError
 from .bidirectional_estimate import Estimator, ExchangeEstimate, SideCalibration, estimate_exchange
 from .bidirectional_links import Csi, Links
 from .bidirectional_plan import EXCHANGE, TRACKING, BidirectionalPlan
+from .bidirectional_tracking import Extrapolation
 from .slots import Grant, Product, Slot
 
 # Exchanges in a row that may fail, once there is a calibration, before the run does.
@@ -25,9 +25,13 @@ class BidirectionalCollector:
     ----------
     plan : BidirectionalPlan
     schedule_slots : sequence of Slot
+    tracking : Extrapolation
+        How the coefficients go on between exchanges.
     estimator : "joint_ml" or "ml_tls"
     pattern_samples : int
         Length of a TDD pattern.
+    budget_rad : float, optional
+        An exchange is due when a phase is predicted to deviate by more in the next pattern; None: in every pattern.
     keeps_csi : bool
         Keep the channels of the whole run in `csi`.
 
@@ -35,6 +39,8 @@ class BidirectionalCollector:
     ----------
     calibration, ue_calibration : SideCalibration or None
         As last published.
+    estimate : ExchangeEstimate or None
+        Of the last exchange.
     history : list of dict
         One entry per phase.
     csi : list of (phase, Csi)
@@ -42,11 +48,12 @@ class BidirectionalCollector:
 
     phases = frozenset({EXCHANGE, TRACKING})
 
-    def __init__(self, plan: BidirectionalPlan, schedule_slots: Sequence[Slot], *, estimator: Estimator = "joint_ml",
-                 pattern_samples: int = 0, keeps_csi: bool = False):
-        self._plan, self._links = plan, Links(plan, schedule_slots)
+    def __init__(self, plan: BidirectionalPlan, schedule_slots: Sequence[Slot], tracking: Extrapolation, *,
+                 estimator: Estimator = "joint_ml", pattern_samples: int = 0, budget_rad: float | None = None,
+                 keeps_csi: bool = False):
+        self._plan, self._links, self._tracking = plan, Links(plan, schedule_slots), tracking
         self._estimator, self._pattern_samples, self._keeps_csi = estimator, pattern_samples, keeps_csi
-        self._failures = 0
+        self._budget_rad, self._due, self._failures = budget_rad, True, 0
         self.calibration: SideCalibration | None = None
         self.ue_calibration: SideCalibration | None = None
         self.estimate: ExchangeEstimate | None = None
@@ -60,13 +67,15 @@ class BidirectionalCollector:
         """Both sides' calibration: `c`, `delay_s`, `frequency_hz`, `reference_time` of the TRPs, `ue_c`, ... of the
         UEs, and `calibrates`, whether the next exchange is due.
         """
-        silent = [name for name in (*self._plan.trps, *self._plan.ues) if name not in results]
-        if silent:
-            return Product(phase, {}, False, tuple(f"node {name}: has measured nothing" for name in silent))
-        csi = self._links.csi(grants, results, tracking=phase == TRACKING)
-        if self._keeps_csi:
-            self.csi.append((phase, csi))
-        reasons = self._exchange(grants, results, csi) if phase == EXCHANGE else self._track(csi)
+        reasons: tuple[str, ...] = ()
+        if phase == TRACKING or self._due:
+            silent = [name for name in (*self._plan.trps, *self._plan.ues) if name not in results]
+            if silent:
+                return Product(phase, {}, False, tuple(f"node {name}: has measured nothing" for name in silent))
+            csi = self._links.csi(grants, results, tracking=phase == TRACKING)
+            if self._keeps_csi:
+                self.csi.append((phase, csi))
+            reasons = self._exchange(grants, results, csi) if phase == EXCHANGE else self._track(csi)
         if reasons:
             return Product(phase, {}, False, reasons)
         return Product(phase, self._values(), pace_samples=self._pattern_samples // 2 or None)
@@ -78,26 +87,40 @@ class BidirectionalCollector:
             estimate = estimate_exchange(self._plan, read, csi.origin, self._estimator)
             reasons = self._doubts(estimate, results, csi)
         except DisconnectedLinksError as error:
-            estimate, reasons = None, (self._named(error),)
-        self._failures = self._failures + 1 if reasons else 0
+            reasons = (self._named(error),)
         if reasons:
-            self.history.append({"phase": EXCHANGE, "sample": csi.origin, "event": "untrusted", "reasons": reasons})
-            return reasons if self.calibration is None or self._failures >= MAX_FAILURES else ()
-        self.estimate, self.calibration, self.ue_calibration = estimate, estimate.trp, estimate.ue
+            return self._failed(EXCHANGE, csi, reasons)
+        self._failures, self.estimate = 0, estimate
+        self.calibration, self.ue_calibration = self._tracking.calibrated(estimate, csi)
         self._note(EXCHANGE, "calibrated")
         return ()
 
     def _track(self, csi: Csi) -> tuple[str, ...]:
-        sample = csi.origin + round(float(csi.g_time.mean()))
-        rate = self._plan.grid.samp_rate
-        self.calibration, self.ue_calibration = (
-            replace(side, c=side.c * np.exp(4j * np.pi * side.frequency_hz * (sample - side.reference_time) / rate),
-                    reference_time=sample) for side in (self.calibration, self.ue_calibration))
-        self._note(TRACKING, "extrapolated")
+        """Move on; reasons why the run cannot go on."""
+        try:
+            sides = self._tracking.tracked(csi)
+            reasons = sides.trp.reasons + sides.ue.reasons
+        except DisconnectedLinksError as error:
+            reasons = (self._named(error),)
+        self._due = True
+        if reasons:
+            return self._failed(TRACKING, csi, reasons)
+        self._failures = 0
+        self.calibration, self.ue_calibration = sides
+        if self._budget_rad is not None:
+            later = self.calibration.reference_time + self._pattern_samples
+            self._due = self._tracking.deviation_rad(later) > self._budget_rad
+        self._note(TRACKING, self._tracking.event)
         return ()
 
+    def _failed(self, phase: str, csi: Csi, reasons: tuple[str, ...]) -> tuple[str, ...]:
+        """Note a measurement that is not applied; the reasons again where nothing else is left."""
+        self._failures += 1
+        self.history.append({"phase": phase, "sample": csi.origin, "event": "untrusted", "reasons": reasons})
+        return reasons if self.calibration is None or self._failures >= MAX_FAILURES else ()
+
     def _values(self) -> dict[str, object]:
-        values: dict[str, object] = {"calibrates": True}
+        values: dict[str, object] = {"calibrates": self._due}
         for prefix, side in (("", self.calibration), ("ue_", self.ue_calibration)):
             for key in ("c", "delay_s", "frequency_hz", "phase_std_rad"):
                 values[prefix + key] = getattr(side, key)
