@@ -16,8 +16,8 @@ MODULES = sorted(path.relative_to(SOURCES) for path in SOURCES.rglob("*.py"))
 # "" is the package's own __init__, which everything may ask for the version.
 TESTBED = {"testbed", "testbed_yaml", "testbed_checks"}
 FILES = {"records", *TESTBED}
-PLOTTING = {"core", "plotting_bidirectional", "plotting_panels", "plotting_style", "plotting_sync_run",
-            "plotting_synchronization"}
+PLOTTING = {"core", "plotting_bidirectional", "plotting_bidirectional_run", "plotting_panels", "plotting_style",
+            "plotting_sync_run", "plotting_synchronization"}
 LAYERS = {
     "core": ({"core"}, {"numpy", "scipy"}),
     "simulation": ({"simulation", "core.waveforms"}, {"numpy", "scipy"}),
@@ -28,16 +28,20 @@ LAYERS = {
     "records": (TESTBED, {"numpy", "h5py"}),
     "plotting": (PLOTTING, {"numpy", "matplotlib"}),
     "plotting_bidirectional": ({"plotting_style"}, {"numpy", "matplotlib"}),
+    "plotting_bidirectional_run": ({"plotting_panels"}, {"numpy", "matplotlib"}),
     "plotting_panels": ({"plotting_style"}, {"numpy", "matplotlib"}),
     "plotting_style": (set(), {"numpy", "matplotlib"}),
     "plotting_sync_run": ({"plotting_style"}, {"numpy", "matplotlib"}),
     "plotting_synchronization": ({"plotting_style"}, {"numpy", "matplotlib"}),
     "experiments": ({"experiments", "core", "simulation", "protocols", "plotting", "records"},
                     {"numpy", "scipy", "dask", "distributed"}),
-    "assembly": ({"core", "simulation", "protocols", "synchronization_assembly"} | FILES, {"numpy"}),
+    "assembly": ({"core", "simulation", "protocols", "bidirectional_assembly", "synchronization_assembly"} | FILES,
+                 {"numpy"}),
+    "bidirectional_assembly": ({"core", "protocols", "testbed"}, {"numpy"}),
     "synchronization_assembly": ({"core", "protocols", "testbed"}, {"numpy"}),
     "direct": ({"simulation", "protocols"}, {"numpy"}),
-    "reports": ({"core", "simulation", "protocols", "assembly"} | FILES, {"numpy"}),
+    "reports": ({"core", "simulation", "protocols", "assembly", "reports_bidirectional"} | FILES, {"numpy"}),
+    "reports_bidirectional": ({"core", "simulation", "protocols", "assembly"}, {"numpy"}),
     "blocks": ({"blocks", "core", "simulation", "protocols", "assembly"} | FILES, {"numpy", "gnuradio", "pmt"}),
     "flowgraphs": ({"blocks", "core", "protocols", "assembly", "reports"} | FILES, {"gnuradio"}),
     "": (set(), set()),

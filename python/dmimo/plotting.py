@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from .plotting_bidirectional import distributions
+from .plotting_bidirectional_run import bidirectional
 from .plotting_panels import panels
 from .plotting_style import COLOURS, MARKERS, new_figure, set_title
 from .plotting_sync_run import synchronization
@@ -20,6 +21,7 @@ from .plotting_synchronization import curve_families, evolution
 __all__ = [
     "COLOURS",
     "MARKERS",
+    "bidirectional",
     "coefficients",
     "curve_families",
     "distributions",
@@ -73,13 +75,14 @@ def error_curves(summary: Mapping) -> Figure:
 
 
 def run_figures(report: Mapping) -> dict[str, Figure]:
-    """Figures of a run by name, as far as its report reaches: `coefficients`, `gains`, `pair_snr`, `synchronization`.
+    """Figures of a run by name, as far as its report reaches: `coefficients`, `gains`, `pair_snr`, `synchronization`,
+    `bidirectional`.
 
     Parameters
     ----------
     report : mapping
         As written to report.json: `ports`, `c`, `c_true` where the truth is known, `predicted_phase_std_deg`,
-        `pair_snr_db` and the keys of `gain_bars` and `synchronization`.
+        `pair_snr_db` and the keys of `gain_bars`, `synchronization` and `bidirectional`.
     """
     figures = {}
     if report.get("c_true") is not None:
@@ -91,6 +94,8 @@ def run_figures(report: Mapping) -> dict[str, Figure]:
         figures["gains"] = gain_bars(report)
     if report.get("pair_snr_db") is not None:
         figures["pair_snr"] = pair_snr(report["pair_snr_db"], report["ports"])
+    if report.get("calibrations"):
+        figures["bidirectional"] = bidirectional(report)
     if report.get("synchronisations"):
         figures["synchronization"] = synchronization(report)
     return figures

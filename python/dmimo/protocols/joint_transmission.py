@@ -133,9 +133,9 @@ def own_time_turn(given: Mapping[str, object], ports: slice, start: int, num_sam
     return np.exp((-2j * np.pi / samp_rate) * np.asarray(given["frequency_hz"])[ports, None] * times)
 
 
-def random_turn(seed: int, ap: int, number: int) -> complex:
-    """Phase factor of an AP in a joint transmission with random node phases."""
-    return np.exp(2j * np.pi * np.random.default_rng((seed, ap, number)).random())
+def random_turn(seed: int, ap: int, number: int, watch: int = 0) -> complex:
+    """Phase factor of an AP in a joint transmission with random node phases; another in each watch."""
+    return np.exp(2j * np.pi * np.random.default_rng((seed, ap, number, watch)).random())
 
 
 def measure(samples: np.ndarray, layout: SlotLayout) -> tuple[np.ndarray, np.ndarray]:
@@ -288,6 +288,7 @@ class JointRole:
         self._is_ap = node in plan.aps
         self._beam = 0
         self._weights: Mapping[str, object] | None = None
+        self._watch = -1  # number of the weights' design
         self._listener = Listener(plan.layout)
         self._bursts: dict[int, np.ndarray] = {}
 
@@ -310,3 +311,4 @@ class JointRole:
         elif product.phase == plan.uplink:
             self._weights = product.values
             self._bursts.clear()
+            self._watch += 1

@@ -153,7 +153,7 @@ class MultiuserRole(joint.JointRole):
         if variant < plan.superposed:
             return weights[:, variant]
         start, stream = divmod(variant - plan.start(0, 0), len(plan.ues))
-        return weights[:, stream] * joint.random_turn(plan.seed, plan.aps.index(self._node), start)
+        return weights[:, stream] * joint.random_turn(plan.seed, plan.aps.index(self._node), start, self._watch)
 
     def receive(self, slot: Slot, grant: Grant, samples: np.ndarray) -> None:
         """APs keep the UEs' symbols, UEs keep the downlink."""

@@ -171,7 +171,7 @@ class VerificationRole(joint.JointRole):
             weights = np.where(ports < plan.cooperating[position], joint.full_power(weights), 0)
             if start == 0:
                 return weights
-        return weights * joint.random_turn(plan.seed, plan.aps.index(self._node), variant)
+        return weights * joint.random_turn(plan.seed, plan.aps.index(self._node), variant, self._watch)
 
     def receive(self, slot: Slot, grant: Grant, samples: np.ndarray) -> None:
         """APs keep the UE's symbols, the UE keeps the downlink; other UEs keep nothing."""
