@@ -16,6 +16,7 @@ import yaml
 from gnuradio import dmimo, gr
 from gnuradio.dmimo import testbed
 from gnuradio.dmimo.assembly import Assembly
+from gnuradio.dmimo.core.ofdm_exchange import OfdmExchange
 from gnuradio.grc.core.platform import Platform
 from gnuradio.grc.core.schema_checker import BLOCK_SCHEME, Validator
 
@@ -32,6 +33,7 @@ SMALL = Assembly(testbed.parse(SMALL))
 SWEEP_ONLY = Assembly(SMALL.testbed, verify=False)
 SYNC = "{version: 1, nodes: [{name: ap1}, {name: ap2}, {name: ue1, kind: ue}], beamsync: {}}"
 SYNC = Assembly(testbed.parse(SYNC), protocol="sync")
+EXCHANGE = OfdmExchange.from_numbers(1e6, 2, 2, 512, fft_size=256, cp_samples=32, num_subcarriers=192)
 # What a constructor gets here where the description leaves it to the user's flowgraph. The name of the block is in
 # front where it needs another than all others.
 SAMPLES = {
@@ -48,6 +50,7 @@ SAMPLES = {
     "samp_rate": lambda: 1e6,
     "silent_from": lambda: None,
     "unacknowledged": dict,
+    "exchange": lambda: EXCHANGE,
 }
 
 

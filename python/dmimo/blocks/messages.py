@@ -21,6 +21,11 @@ alive    run, epoch, node
 results  run, epoch, node, phase, values                     from a node to the collectors
 ======== =================================================== ==========================================================
 
+Blocks that are wired by hand, without a scheduler, speak dictionaries with a `type` too: `csi` (channels, from an
+`ofdm_sounder`), `cars` (what was sent in an answer, from a `cars_responder`), `coefficients` (from a `cars_reader`),
+`tracked` (from a `phase_tracker`), `dropped` (what was not answered, and why). Their keys are listed in the block that
+sends them.
+
 A burst is a PDU ``(dict . c32vector)``. A burst to send is port-major and has the keys `tx_time`, `beam`, `slot` and,
 where the node shifts its clock, `shift`, which become tags. It is one slot, or several equal ones in a row: `beam` and
 `slot` are then s32vectors, an entry for each, otherwise integers. A received one has `grants`, `status`, `node` and
