@@ -99,10 +99,8 @@ def cross_links(e: ArrayLike, subcarriers: ArrayLike, spacing: float, *, max_del
     links = link_estimates(own, k, spacing, max_delay=max_delay)
     used = links.trusted
     # Links that are not used may hold anything.
-    own, e = (
-        np.where(used[..., None], own, 1.0),
-        np.where((used[..., None, :, :] & used[..., None, :])[..., None], e, 1.0),
-    )
+    own = np.where(used[..., None], own, 1.0)
+    e = np.where((used[..., None, :, :] & used[..., None, :])[..., None], e, 1.0)
     links = links._replace(gain=np.where(used, links.gain, 1.0), delay_s=np.where(used, links.delay_s, 0.0))
     element_var = np.where(used, np.maximum(links.element_var / np.abs(links.gain) ** 2, _VARIANCE_FLOOR), np.inf)
 
@@ -110,11 +108,14 @@ def cross_links(e: ArrayLike, subcarriers: ArrayLike, spacing: float, *, max_del
     both = used[..., first, :] & used[..., second, :]
     product, shift = _products(e, k, spacing, first, second)
     pairs = delay_estimate(product, k[first], spacing)
-    gain = pairs.gain * np.exp(2j * np.pi * spacing * shift * pairs.delay_s)
-    turn = np.log(gain / (links.gain[..., first, :] * links.gain[..., second, :]))
-    late = pairs.delay_s - links.delay_s[..., first, :] - links.delay_s[..., second, :]
+    sums = links.delay_s[..., first, :] + links.delay_s[..., second, :]
+    # Sums of delays may have left the range in which the comb tells delays apart.
     period = 1.0 / (spacing * np.gcd.reduce(k[0, 0] - k[0, 0, 0]))
-    late -= period * np.rint(late / period)
+    alias = period * np.rint((sums - pairs.delay_s) / period)
+    late = pairs.delay_s + alias - sums
+    centre = shift * (pairs.delay_s + alias) + k[first][..., 0] * alias
+    gain = pairs.gain * np.exp(2j * np.pi * spacing * centre)
+    turn = np.log(gain / (links.gain[..., first, :] * links.gain[..., second, :]))
 
     own_rest, pair_rest = _rest(own, links, k, spacing), _rest(product, pairs, k[first], spacing)
     # What UEs' noise does to a pair it does to its own elements: their difference is the noise of TRPs, and misfit.
