@@ -23,8 +23,8 @@ def distributions(summary: Mapping) -> Figure:
     summary : mapping
         `title`, `caption`, `x_label`: of what is compared, `curves`: list of mappings `label`, `quantiles` (evenly from
         0 to 1), `mean`, `low`, `high`, `role` (None, "reference": dashed, "without": dotted). Optional `sweep`: mapping
-        `x_label`, `x` (n,), `curves`: list of mappings `mean`, `low`, `high` (n,) in the order of the others. Optional
-        `seed`, for the caption.
+        `x_label`, `x` (n,), `curves`: list of mappings `mean`, `low`, `high` (n,) in the order of the others, and
+        optionally `x_ticks`. Optional `seed`, for the caption.
     """
     curves, sweep = summary["curves"], summary.get("sweep")
     columns = 3 if sweep else 2
@@ -71,8 +71,11 @@ def _bars(axes, curves, styles, label: str) -> None:
     span = ends.max() - lowest
     for place, curve, style in zip(places, curves, styles, strict=True):
         solid = curve["role"] is None
-        axes.barh(place, curve["mean"], 0.62, facecolor=style["color"] if solid else "none", edgecolor=style["color"],
-                  linestyle=style["linestyle"], linewidth=1.4, alpha=0.9)  # fmt: skip
+        # A broken line in the other panels is a hatched bar.
+        hatched = solid and style["linestyle"] != "-"
+        axes.barh(place, curve["mean"], 0.62, facecolor=style["color"] if solid and not hatched else "none",
+                  edgecolor=style["color"], linestyle="-" if solid else style["linestyle"], linewidth=1.4,
+                  hatch="////" if hatched else None)  # fmt: skip
         axes.plot([curve["low"], curve["high"]], [place, place], color="#202020", linewidth=1.6, zorder=3)
         text = f"{curve['mean']:.2f} ± {0.5 * (curve['high'] - curve['low']):.2f}".replace("-", "\N{MINUS SIGN}")
         axes.text(max(curve["high"], 0.0) + 0.02 * span, place, text, va="center", fontsize=8)
@@ -87,4 +90,6 @@ def _sweep(axes, sweep: Mapping, styles, label: str) -> None:
         axes.fill_between(x, curve["low"], curve["high"], color=style["color"], alpha=0.2, linewidth=0)
         axes.plot(x, curve["mean"], linewidth=1.3, marker=MARKERS[index % len(MARKERS)], markersize=3.8, **style)
     axes.set(xlabel=sweep["x_label"], ylabel=label, xlim=(x[0], x[-1]))
+    if "x_ticks" in sweep:
+        axes.set_xticks(sweep["x_ticks"], [f"{tick:g}" for tick in sweep["x_ticks"]])
     axes.set_title("Mean, 95 % bands", fontsize=9.5, loc="left")

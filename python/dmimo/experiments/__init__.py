@@ -20,6 +20,9 @@ from . import (  # noqa: F401  (they register their figures)
     bidirectional_coefficients,
     bidirectional_cooperation,
     bidirectional_efficiency,
+    bidirectional_indoor,
+    bidirectional_single_stream,
+    bidirectional_streams,
 )
 from .campaign import Result, run
 from .executors import CampaignError, Timeouts

@@ -4,7 +4,7 @@
 Everything is seen from the side that calibrates, called TRPs; for collaborating UEs take `Drop.swapped`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..core import metrics, precoding
 from ..core.bidirectional_baselines import per_subcarrier
 from .bidirectional_exchange import Exchange
-from .bidirectional_model import Drop, Scene
+from .bidirectional_model import Scene
 
 # Subcarriers of figures that compare algorithms: 49 on a comb of 32 across the band, as each link has in table I. All
 # links have the same ones, which the algorithms without a model of the delay need.
@@ -112,9 +112,9 @@ def difference(arrays: Mapping[str, NDArray], better: str, worse: str) -> tuple[
 
 def scene_words(scene: Scene) -> str:
     """The parameters that a caption states."""
-    words = [f"{scene.num_trp} TRPs x {scene.trp_ports} port" + "s" * (scene.trp_ports > 1),
-             f"{scene.num_ue} UEs x {scene.ue_ports} port" + "s" * (scene.ue_ports > 1),
-             f"{scene.distance_m:g} m", f"{scene.power_dbm:g} dBm per port"]  # fmt: skip
+    sides = (("TRP", scene.num_trp, scene.trp_ports), ("UE", scene.num_ue, scene.ue_ports))
+    words = [f"{num} {name}{'s' * (num > 1)} of {ports} port{'s' * (ports > 1)}" for name, num, ports in sides]
+    words += [f"{scene.distance_m:g} m", f"{scene.power_dbm:g} dBm per port"]
     if max(scene.trp_ports, scene.ue_ports) > 1:
         words.append(f"cross-polar discrimination {scene.cross_polar_db:g} dB")
     if scene.num_scattered:
@@ -122,8 +122,3 @@ def scene_words(scene: Scene) -> str:
     if scene.shadowing_db:
         words.append(f"shadowing {scene.shadowing_db:g} dB")
     return ", ".join(words)
-
-
-def port_drops(drop: Drop, counts: Sequence[int]) -> list[Drop]:
-    """The networks with their first 1, 2, ... TRP ports."""
-    return [drop.select(trp=slice(0, count)) for count in counts]

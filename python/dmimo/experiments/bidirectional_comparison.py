@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.bidirectional_baselines import per_subcarrier
+from ..core.cars import CarsForm
 from ..core.csi_tracking import phase_change_per_subcarrier, track, tracked_coefficient
 from .bidirectional_algorithms import BASELINES, COMMON, baseline
 from .bidirectional_exchange import exchange, sound
@@ -25,9 +26,9 @@ class Found(NamedTuple):
     times_s: dict[str, float]
 
 
-def compare(drop: Drop, rngs: Sequence[np.random.Generator]) -> Found:
+def compare(drop: Drop, rngs: Sequence[np.random.Generator], form: CarsForm = "inverse") -> Found:
     """One exchange at time 0 that all algorithms share; the tracked ones hold one pattern after its midpoint."""
-    data = exchange(drop, rngs, COMMON, 0.0)
+    data = exchange(drop, rngs, COMMON, 0.0, form=form)
     calibrations = {key: calibrate(data, key, drop.scene) for key in ("joint_ml", "ml_tls")}
     now = {key: calibration.trp() for key, calibration in calibrations.items()}
     now |= {key: baseline(data, key) for key in BASELINES}
@@ -44,7 +45,8 @@ def tracked(drop: Drop, rngs: Sequence[np.random.Generator], calibration: Polari
     tracked_wideband: one phase per link, all links joined to turns of the nodes (`csi_tracking.track`). The others as
     printed, eq. (32) and (33) with their signs corrected: :math:`C''_{mn}(k) = C'_{mn}(k) e^{2j \arg(G''/G')}` on each
     subcarrier. The paper does not say how the TRPs' coefficients follow from the M N of these: tracked_one divides by
-    those of the first UE, as in (13), tracked_all takes total least squares over all UEs, as in (14).
+    those of the first UE, as in (13), tracked_all takes total least squares over all UEs, as in (14), each link with
+    the amplitude of its second SRS.
 
     References
     ----------
@@ -59,8 +61,9 @@ def tracked(drop: Drop, rngs: Sequence[np.random.Generator], calibration: Polari
     )
     c = calibration.ue()[:, None] / calibration.trp()[:, :, None]
     c = tracked_coefficient(c, phase_change_per_subcarrier(first, second))
+    weight = np.abs(second)
     return {
         "tracked_wideband": calibration._replace(parts=parts).trp(),
-        "tracked_all": per_subcarrier(c, 1.0, "tls")[0],
+        "tracked_all": per_subcarrier(c * weight, weight, "tls")[0],
         "tracked_one": per_subcarrier(c, 1.0, "argos")[0],
     }

@@ -14,8 +14,8 @@ path loss it is 0.24 +- 0.07 ahead (of 12.9), with equal RF gains as well it fal
 links only adds hops. With more shadowing it gains on Argos-mean, whose mean the weakest link spoils, and passes it
 between 4 and 5 dB (200 trials each). The joint estimate's lead over ML-TLS grows alike, from 0.04 to 0.54 at 5 dB.
 
-The tracking as printed loses 8 bit/s/Hz against ML-TLS where all four calibrating UEs are used on every subcarrier, and
-13 with one of them, as Argos would; wideband tracking loses under 0.4.
+The tracking as printed loses 8.5 bit/s/Hz against ML-TLS where all four calibrating UEs are used on every subcarrier,
+and 13 with one of them, as Argos would; wideband tracking loses under 0.4.
 """
 
 from collections.abc import Mapping, Sequence

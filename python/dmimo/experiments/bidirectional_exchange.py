@@ -61,7 +61,9 @@ def exchange(
     subcarriers : (K,) or (M, N, K).
     first_s, second_s : times of the sounding and of the answer; two symbols apart by default.
     side : that reads and calibrates.
-    form : of the answer, see `cars.cars_precoding`.
+    form : of the answer, see `cars.cars_precoding`. With "conjugate" the sender's rms of :math:`\hat H` without noise
+        travels with the burst: then c has the amplitude of C averaged over the burst, each element weighted by
+        :math:`|H|^2`, which is right for channels with fades, where "inverse" spends its power on these.
     """
     second_s = first_s + 2 * SYMBOL_S if second_s is None else second_s
     there, back = ("downlink", "uplink") if side == "trp" else ("uplink", "downlink")
@@ -69,5 +71,9 @@ def exchange(
     burst = cars_precoding(heard, form)
     channel = getattr(drop, back)(subcarriers, second_s)
     n = noise(rngs, channel.shape[1:])
-    read = equivalent_channel(channel * burst.weights + n, 1.0, burst.scale)
+    scale = burst.scale
+    if form == "conjugate":
+        power = np.mean(np.abs(heard) ** 2, axis=-1)
+        scale = scale * np.maximum(power - 1.0, 0.1 * power) / np.sqrt(power)
+    read = equivalent_channel(channel * burst.weights + n, 1.0, scale)
     return Exchange(read if side == "trp" else 1.0 / read, float(midpoint_s(first_s, second_s)), heard, channel + n)

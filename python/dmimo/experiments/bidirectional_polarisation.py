@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.bidirectional import BidirectionalCalibration, joint_ml, ml_tls
+from ..core.bidirectional import BidirectionalCalibration, joint_ml, link_estimates, ml_tls
 from .bidirectional_algorithms import COMMON
 from .bidirectional_exchange import Exchange
 from .bidirectional_model import SPACING_HZ, Scene
@@ -69,3 +69,12 @@ def calibrate(data: Exchange, algorithm: str, scene: Scene) -> Polarised:
     seen = data.c * np.abs(data.heard) ** 2 * whole.trp()[:, :, None] / whole.ue()[:, None]
     total = seen[:, 0::2, 1::2].sum(axis=(1, 2, 3)) + seen[:, 1::2, 0::2].sum(axis=(1, 2, 3)).conj()
     return Polarised(parts, (one, turn * (total / np.abs(total))[:, None]))
+
+
+def from_one_port(data: Exchange, port: int, scene: Scene) -> NDArray:
+    """Coefficients (T, M, K) on `COMMON` from the links of one UE port, whether these are to be trusted or not.
+
+    Each link's delay and gain as in the first step of ML-TLS; with one UE port there is nothing to join them by.
+    """
+    links = link_estimates(data.c[:, :, [port]], COMMON, SPACING_HZ, max_delay=2 * scene.max_delay_s)
+    return np.exp(2j * np.pi * SPACING_HZ * COMMON * links.delay_s) / links.gain
