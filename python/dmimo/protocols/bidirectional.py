@@ -13,8 +13,10 @@ from ..core.ofdm_exchange import Answer, Heard
 from ..core.waveforms import SoundingSymbol
 from .bidirectional_plan import (
     CSI_RS,
+    CSI_RS_PAIR,
     DL_CARS,
     SRS,
+    SRS_PAIR,
     TRACKING_CSI_RS,
     TRACKING_SRS,
     TRAINING,
@@ -36,7 +38,7 @@ class ExchangeRole:
     plan : BidirectionalPlan
     """
 
-    purposes = frozenset({CSI_RS, UL_CARS, SRS, DL_CARS, TRACKING_CSI_RS, TRACKING_SRS})
+    purposes = frozenset({CSI_RS, UL_CARS, SRS, DL_CARS, CSI_RS_PAIR, SRS_PAIR, TRACKING_CSI_RS, TRACKING_SRS})
     reactive = True
 
     def __init__(self, node: str, plan: BidirectionalPlan):
@@ -44,7 +46,7 @@ class ExchangeRole:
         self._side = plan.side(node)
         self._calibrates = True
         self._link_beams: np.ndarray | None = None
-        self._heard: dict[int, Heard] = {}  # by slot, of the last attempt
+        self._heard: dict[str, dict[int, Heard]] = {}  # by purpose and slot, of the last attempt
         self._read: dict[int, np.ndarray] = {}
         self._turns: dict[int, np.ndarray] = {}
         self._answers: dict[int, Answer] = {}  # by round
@@ -83,8 +85,9 @@ class ExchangeRole:
         plan, side = self._plan, self._side
         if side is None or not (self._calibrates or slot.purpose in ALWAYS):
             return
-        if slot.purpose in (side.hears, side.tracks):
-            self._heard[slot.index] = heard = self._other.hear(samples, self._expected)
+        if slot.purpose in (side.hears, side.pairs, side.tracks):
+            heard = self._other.hear(samples, self._expected)
+            self._heard.setdefault(slot.purpose, {})[slot.index] = heard
             self._turns[slot.index] = np.sum(sounding.prefix_correlation(
                 samples, self._symbol, plan.window_start, plan.advance_samples), axis=-1)
             if slot.purpose == side.hears:
@@ -96,21 +99,23 @@ class ExchangeRole:
             self._read[slot.index] = self._own.read(samples).h[np.arange(len(own)), own]
 
     def results(self, grants: Sequence[Grant]) -> dict[str, object] | None:
-        """What was heard and read in each round.
+        """What was heard and read in each round, None where there was nothing to hear.
 
         Returns
         -------
         dict
             `h` (rounds, own ports, ports of the other side, K), channels on the combs, with `noise_var` (rounds, own
             ports) of an entry; `heard` (rounds, own ports, ports of the other side) bool, those that stand out of it;
-            `turn` (rounds,), `turn_energy` (rounds,): `sounding.prefix_correlation`. After an exchange also `scale`
-            (rounds, own ports, ports of the other side) of the answers, and `read`, as `h`, of those received.
+            `turn` (n,), `turn_energy` (n,): `sounding.prefix_correlation` of each sounding. After an exchange also
+            `h_again`, as `h`, of the second sounding; `scale` (rounds, own ports, ports of the other side) of the
+            answers; and `read`, as `h`, of those received.
         """
-        slots = sorted(self._heard)
-        if not slots:
+        side = self._side
+        if not self._heard:
             return None
-        heard = [self._heard[slot] for slot in slots]
-        turns = np.array([self._turns[slot] for slot in slots])
+        first = side.tracks if side.tracks in self._heard else side.hears
+        heard = [each for _, each in sorted(self._heard[first].items())]
+        turns = np.array(list(self._turns.values()))
         values: dict[str, object] = {
             "h": np.array([each.h for each in heard]),
             "noise_var": np.array([each.noise_var for each in heard]),
@@ -118,6 +123,8 @@ class ExchangeRole:
             "turn": turns[:, 0], "turn_energy": turns[:, 1].real,
         }
         if self._read:
+            again = self._heard[side.pairs]
+            values["h_again"] = np.array([again[slot].h for slot in sorted(again)])
             values["scale"] = np.array([self._answers[round_].scale for round_ in sorted(self._answers)])
             values["read"] = np.array([self._read[slot] for slot in sorted(self._read)])
         for kept in (self._heard, self._read, self._turns, self._answers):

@@ -84,7 +84,7 @@ class BidirectionalCollector:
         """Calibrate; reasons why the run cannot go on."""
         read = self._links.coefficients(grants, results)
         try:
-            estimate = estimate_exchange(self._plan, read, csi.origin, self._estimator)
+            estimate = estimate_exchange(self._plan, read, csi, self._estimator)
             reasons = self._doubts(estimate, results, csi)
         except DisconnectedLinksError as error:
             reasons = (self._named(error),)
@@ -143,17 +143,15 @@ class BidirectionalCollector:
 
     def _doubts(self, estimate: ExchangeEstimate, results, csi: Csi) -> tuple[str, ...]:
         """Frequencies beyond what the exchange can tell: larger than expected, or not those that the symbols show."""
-        plan, found = self._plan, estimate.frequencies
-        trp, ue = found.frequency_hz[plan.node_of_trp_port], found.frequency_hz[len(plan.trps) + plan.node_of_ue_port]
-        apart = ue - trp[:, None]
-        deviation = np.sqrt(np.diagonal(found.covariance).max())
+        plan, apart = self._plan, estimate.apart_hz
+        deviation = np.sqrt(np.diagonal(estimate.frequencies.covariance).max())
         worst = float(np.abs(apart[estimate.used]).max())
         if worst > plan.max_cfo_hz + 4.0 * deviation:
             return (f"oscillators of a TRP and a UE differ by {worst:.0f} Hz: more than max_cfo_hz = "
                     f"{plan.max_cfo_hz:g}",)
-        if not found.consistent[np.broadcast_to(estimate.used, found.consistent.shape)].all():
-            return ("the phases of the links contradict each other: oscillators drift within the exchange, or their "
-                    "frequencies differ by more than it can tell",)
+        if not estimate.frequencies.trusted.all():
+            return ("the frequencies of the links contradict each other: oscillators drift within the exchange, or "
+                    "differ by more than it can tell",)
         reasons = []
         for name, (hertz, std) in self._links.carriers_hz(results).items():
             own = plan.ports(name)

@@ -10,8 +10,9 @@ from ..core.bidirectional import joint_ml, link_estimates, ml_tls, require_links
 from ..core.bidirectional_bounds import link_laplacian_pinv
 from ..core.cars import at_time
 from ..core.delay import DelayEstimate
-from ..core.exchange_frequency import NodeFrequencies, node_frequencies
-from .bidirectional_links import Coefficients
+from ..core.node_frequency import NodeFrequencies
+from .bidirectional_frequency import exchange_frequencies
+from .bidirectional_links import Coefficients, Csi
 from .bidirectional_plan import BidirectionalPlan
 
 Estimator = Literal["joint_ml", "ml_tls"]
@@ -37,9 +38,10 @@ class SideCalibration:
 
 
 class ExchangeEstimate(NamedTuple):
-    """Both sides' calibrations, the links (M, N) behind them, and the frequencies of all nodes, TRPs first.
+    """Both sides' calibrations, the links (M, N) behind them, and the frequencies of all nodes.
 
-    trp_links and ue_links are the estimates from C and from 1 / C; used (M, N), links that counted.
+    trp_links and ue_links are the estimates from C and from 1 / C; used (M, N), links that counted; apart_hz (M, N),
+    frequency of the UE of each link less that of its TRP.
     """
 
     trp: SideCalibration
@@ -48,9 +50,10 @@ class ExchangeEstimate(NamedTuple):
     ue_links: DelayEstimate
     used: np.ndarray
     frequencies: NodeFrequencies
+    apart_hz: np.ndarray
 
 
-def estimate_exchange(plan: BidirectionalPlan, read: Coefficients, origin: int,
+def estimate_exchange(plan: BidirectionalPlan, read: Coefficients, csi: Csi,
                       estimator: Estimator = "joint_ml") -> ExchangeEstimate:
     """Calibration of both sides: the TRPs' from UL-CARS, the UEs' from DL-CARS, frequencies from both.
 
@@ -70,14 +73,10 @@ def estimate_exchange(plan: BidirectionalPlan, read: Coefficients, origin: int,
                            for c, k in zip((read.trp, read.ue), combs, strict=True))
     used = trp_links.trusted & ue_links.trusted.T
     require_links(used)
-    gains = np.stack([trp_links.gain, ue_links.gain.T.conj()])
-    deviations = np.stack([trp_links.phase_std_rad, ue_links.phase_std_rad.T])
-    times = np.stack([read.trp_time, read.ue_time.T])
-    middle = round(float(times.mean()))
-    frequencies = node_frequencies(gains, (times - middle) / rate, deviations, used, plan.node_of_trp_port,
-                                   plan.node_of_ue_port)
-    ports_hz = _of_ports(plan, frequencies.frequency_hz)
+    frequencies = exchange_frequencies(plan, csi, read, trp_links, ue_links, used)
+    ports_hz = (frequencies.frequency_trp_hz[plan.node_of_trp_port], frequencies.frequency_ue_hz[plan.node_of_ue_port])
     apart = ports_hz[1] - ports_hz[0][:, None]
+    middle = round(0.5 * float(read.trp_time.mean() + read.ue_time.mean()))
     moved = (at_time(read.trp, apart[..., None], read.trp_time[..., None] / rate, middle / rate),
              at_time(read.ue, -apart.T[..., None], read.ue_time[..., None] / rate, middle / rate))
     method = joint_ml if estimator == "joint_ml" else ml_tls
@@ -87,16 +86,18 @@ def estimate_exchange(plan: BidirectionalPlan, read: Coefficients, origin: int,
         c = np.where(mask[..., None], c, np.nan)
         nodes = method(c, k, spacing, max_delay=plan.delay_limit_s)
         covariance = _covariance(links, mask, k.shape[-1])
-        turned = _turned_variance(plan, frequencies, own, late[mask].std() / rate)
+        turned = (4.0 * np.pi * late[mask].std() / rate) ** 2 * frequency_variance(plan, frequencies, own)
         sides.append(SideCalibration(
             nodes.c_trp, 2.0 * nodes.delay_trp_s, ports_hz[own] - ports_hz[own][0], covariance,
-            np.sqrt(0.5 * np.diagonal(covariance).real + turned), origin + middle))
-    return ExchangeEstimate(*sides, trp_links, ue_links, used, frequencies)
+            np.sqrt(0.5 * np.diagonal(covariance).real + turned), csi.origin + middle))
+    return ExchangeEstimate(*sides, trp_links, ue_links, used, frequencies, apart)
 
 
-def _of_ports(plan: BidirectionalPlan, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Values of all nodes, TRPs first, for the ports of the TRPs and of the UEs."""
-    return nodes[plan.node_of_trp_port], nodes[len(plan.trps) + plan.node_of_ue_port]
+def frequency_variance(plan: BidirectionalPlan, frequencies: NodeFrequencies, side: int) -> np.ndarray:
+    """Variance (ports,) of the frequencies of a side, 0 for TRPs and 1 for UEs, relative to its first port."""
+    nodes = (plan.node_of_trp_port, len(plan.trps) + plan.node_of_ue_port)[side]
+    difference = np.eye(len(frequencies.covariance))[nodes] - np.eye(len(frequencies.covariance))[nodes[0]]
+    return np.maximum(np.einsum("px,xy,py->p", difference, frequencies.covariance, difference), 0.0)
 
 
 def _covariance(links: DelayEstimate, used: np.ndarray, num_elements: int) -> np.ndarray:
@@ -107,11 +108,3 @@ def _covariance(links: DelayEstimate, used: np.ndarray, num_elements: int) -> np
     inverse = link_laplacian_pinv(np.where(used, num_elements / relative, 0.0))
     difference = np.eye(len(inverse))[: len(used)] - np.eye(len(inverse))[0]
     return difference @ inverse @ difference.T
-
-
-def _turned_variance(plan: BidirectionalPlan, frequencies: NodeFrequencies, side: int, spread_s: float) -> np.ndarray:
-    """Variance (ports,) of the phases of a side from turning links to one time, by `spread_s` in the rms."""
-    first = 0 if side == 0 else len(plan.trps)
-    difference = np.eye(len(frequencies.frequency_hz)) - np.eye(len(frequencies.frequency_hz))[first]
-    variance = np.diagonal(difference @ frequencies.covariance @ difference.T)
-    return (4.0 * np.pi * spread_s) ** 2 * _of_ports(plan, variance)[side]

@@ -11,8 +11,10 @@ from ..core.cars import midpoint_s
 from ..core.waveforms import SoundingSymbol
 from .bidirectional_plan import (
     CSI_RS,
+    CSI_RS_PAIR,
     DL_CARS,
     SRS,
+    SRS_PAIR,
     TRACKING_CSI_RS,
     TRACKING_SRS,
     UL_CARS,
@@ -41,13 +43,15 @@ class Csi(NamedTuple):
 class Coefficients(NamedTuple):
     """Two-way coefficients as read: C (M, N, K) by the TRPs, 1 / C (N, M, K') by the UEs, nan where not answered.
 
-    Times (M, N) and (N, M) are the midpoints, in samples since the origin of the `Csi`.
+    Times (M, N) and (N, M) are the midpoints, in samples since the origin of the `Csi`. again: the channels of the
+    second soundings, for the frequencies.
     """
 
     trp: np.ndarray
     ue: np.ndarray
     trp_time: np.ndarray
     ue_time: np.ndarray
+    again: Csi
 
 
 class Links:
@@ -61,18 +65,19 @@ class Links:
 
     def __init__(self, plan: BidirectionalPlan, schedule_slots: Sequence[Slot]):
         self._plan, self._slots = plan, schedule_slots
-        m, n = plan.node_of_trp_port[:, None], plan.node_of_ue_port
-        self._round = (m + n) % plan.num_rounds
+        self._round = plan.round_of_link
         self._m, self._n = np.indices(self._round.shape)
         grid = plan.grid
         self._symbol = SoundingSymbol(grid.fft_size, grid.num_subcarriers, grid.cp_samples)
 
     def csi(self, grants: Sequence[Grant], results: Results, *, tracking: bool) -> Csi:
         """Channels of a phase, from SRS and CSI-RS."""
+        return self._csi(grants, results, "h", *((TRACKING_SRS, TRACKING_CSI_RS) if tracking else (SRS, CSI_RS)))
+
+    def _csi(self, grants: Sequence[Grant], results: Results, key: str, srs: str, csi_rs: str) -> Csi:
         plan = self._plan
-        srs, csi_rs = (TRACKING_SRS, TRACKING_CSI_RS) if tracking else (SRS, CSI_RS)
-        g, g_var = (self._gather(results, plan.trps, key) for key in ("h", "noise_var"))
-        h, h_var = (self._gather(results, plan.ues, key) for key in ("h", "noise_var"))
+        g, g_var = (self._gather(results, plan.trps, name) for name in (key, "noise_var"))
+        h, h_var = (self._gather(results, plan.ues, name) for name in (key, "noise_var"))
         return Csi(g[self._round, self._m, self._n], h[self._round, self._n, self._m],
                    self._times(grants, srs), self._times(grants, csi_rs),
                    g_var[self._round, self._m], h_var[self._round, self._n], grants[0].start)
@@ -87,7 +92,8 @@ class Links:
         times = {purpose: self._times(grants, purpose) for purpose in (CSI_RS, UL_CARS, SRS, DL_CARS)}
         return Coefficients(
             _unscaled(read, scale), _unscaled(back, back_scale).swapaxes(0, 1),
-            midpoint_s(times[CSI_RS], times[UL_CARS]), midpoint_s(times[SRS], times[DL_CARS]).T)
+            midpoint_s(times[CSI_RS], times[UL_CARS]), midpoint_s(times[SRS], times[DL_CARS]).T,
+            self._csi(grants, results, "h_again", SRS_PAIR, CSI_RS_PAIR))
 
     def carriers_hz(self, results: Results) -> dict[str, tuple[float, float]]:
         """Mean carrier that each node receives, from the prefixes, and its deviation; unambiguous to half a bin."""

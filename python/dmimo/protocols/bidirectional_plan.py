@@ -3,9 +3,10 @@
 
 Each slot holds one OFDM symbol. A TDD pattern has two phases:
 
-* *exchange*, in lock-step, since each slot answers an earlier one: the TRPs sound (CSI-RS), the UEs answer with the
-  channel undone (UL-CARS), the UEs sound (SRS), the TRPs answer (DL-CARS). From UL-CARS each TRP reads C = G / H, from
-  DL-CARS each UE reads 1 / C. All ports of a side send at the same time, on combs.
+* *exchange*, in lock-step, since slots answer earlier ones: the TRPs sound (CSI-RS), the UEs answer with the channel
+  undone (UL-CARS), the UEs sound (SRS), the TRPs answer (DL-CARS), and both sound once more, for the oscillators'
+  frequencies. From UL-CARS each TRP reads C = G / H, from DL-CARS each UE reads 1 / C. All ports of a side send at the
+  same time, on combs.
 * *tracking*, half a pattern later: SRS and CSI-RS again, whose phases show how far the oscillators have turned.
 
 Where panels have several beams, a phase *beam_training* comes first: the UEs sound through all pairs of beams. The
@@ -32,22 +33,26 @@ from .slots import CHOSEN, Slot
 
 TRAINING, EXCHANGE, TRACKING = "beam_training", "exchange", "tracking"
 CSI_RS, UL_CARS, SRS, DL_CARS = "csi_rs", "ul_cars", "srs", "dl_cars"
+CSI_RS_PAIR, SRS_PAIR = "csi_rs_pair", "srs_pair"
 TRACKING_SRS, TRACKING_CSI_RS = "tracking_srs", "tracking_csi_rs"
 MIN_ELEMENTS = 4  # of a link, from which an estimate can be trusted
 
 
 class Side(NamedTuple):
-    """Purposes of the slots in which the nodes of one side sound, hear the other side, answer it, read its answer."""
+    """Purposes of the slots in which the nodes of one side hear the other side, answer it, read its answer, hear it
+    once more, and track it."""
 
-    sounds: str
     hears: str
     answers: str
     reads: str
+    pairs: str
     tracks: str
 
 
-TRP_SIDE = Side(CSI_RS, SRS, DL_CARS, UL_CARS, TRACKING_SRS)
-UE_SIDE = Side(SRS, CSI_RS, UL_CARS, DL_CARS, TRACKING_CSI_RS)
+TRP_SIDE = Side(SRS, DL_CARS, UL_CARS, SRS_PAIR, TRACKING_SRS)
+UE_SIDE = Side(CSI_RS, UL_CARS, DL_CARS, CSI_RS_PAIR, TRACKING_CSI_RS)
+_EXCHANGE_SLOTS = (CSI_RS, UL_CARS, SRS, DL_CARS, CSI_RS_PAIR, SRS_PAIR)
+_SENT_BY_TRPS = frozenset({CSI_RS, DL_CARS, CSI_RS_PAIR, TRACKING_CSI_RS})
 
 
 @dataclass(frozen=True)
@@ -111,8 +116,7 @@ class BidirectionalPlan:
                              f"{self.unambiguous_delay_s:g}, beyond which delays on these combs have aliases")
         if not 0 < self.max_cfo_hz < self.unambiguous_cfo_hz:
             raise ValueError(f"max_cfo_hz = {self.max_cfo_hz:g}: must be positive and below {self.unambiguous_cfo_hz:g}"
-                             ", beyond which frequencies have aliases: C turns at twice that, and is read in two "
-                             "slots two apart; shorter slots allow more")
+                             ", beyond which frequencies have aliases; shorter slots allow more")
 
     @cached_property
     def down(self) -> OfdmExchange:
@@ -161,8 +165,8 @@ class BidirectionalPlan:
 
     @property
     def unambiguous_cfo_hz(self) -> float:
-        """Offset between two nodes at which C turns by half a turn from one reading to the other, two slots later."""
-        return self.grid.samp_rate / (8 * self.slot_samples)
+        """Offset between two nodes that turns SRS by half a turn from one sounding to the other, three slots later."""
+        return self.grid.samp_rate / (6 * self.slot_samples)
 
     def side(self, node: str) -> Side | None:
         """Side of a node; None for those that take no part."""
@@ -220,6 +224,11 @@ class BidirectionalPlan:
         partner = self.partner(node, round_)
         return () if partner is None else (partner,)
 
+    @property
+    def round_of_link(self) -> np.ndarray:
+        """Round (M, N) in which the nodes of each link point at each other."""
+        return (self.node_of_trp_port[:, None] + self.node_of_ue_port) % self.num_rounds
+
     # -- slots --------------------------------------------------------------------------------------------------------
 
     @property
@@ -236,11 +245,9 @@ class BidirectionalPlan:
 
     def pattern(self) -> list[tuple[str, int, list[Slot]]]:
         """Phases of one pattern."""
-        exchange = [self._slot(purpose, senders, round_) for round_ in range(self.num_rounds)
-                    for purpose, senders in ((CSI_RS, self.trps), (UL_CARS, self.ues),
-                                             (SRS, self.ues), (DL_CARS, self.trps))]
-        tracking = [self._slot(purpose, senders, round_) for round_ in range(self.num_rounds)
-                    for purpose, senders in ((TRACKING_SRS, self.ues), (TRACKING_CSI_RS, self.trps))]
+        exchange = [self._slot(purpose, round_) for round_ in range(self.num_rounds) for purpose in _EXCHANGE_SLOTS]
+        tracking = [self._slot(purpose, round_) for round_ in range(self.num_rounds)
+                    for purpose in (TRACKING_SRS, TRACKING_CSI_RS)]
         return [(EXCHANGE, 1, exchange), (TRACKING, 1, tracking)]
 
     @property
@@ -253,7 +260,8 @@ class BidirectionalPlan:
         beams = tuple(int((trp_beam if node in self.trps else ue_beam) % self.num_beams[node]) for node in self.nodes)
         return Slot(0, TRAINING, self.terminals, beams, variant)
 
-    def _slot(self, purpose: str, senders: tuple[str, ...], round_: int) -> Slot:
+    def _slot(self, purpose: str, round_: int) -> Slot:
+        senders = self.trps if purpose in _SENT_BY_TRPS else self.ues
         beam = CHOSEN if self.trains else 0
         beams = tuple(0 if self.side(node) is None else beam for node in self.nodes)
         return Slot(0, purpose, senders, beams, round_)

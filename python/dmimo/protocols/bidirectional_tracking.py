@@ -8,7 +8,7 @@ import numpy as np
 
 from ..core import csi_tracking
 from ..core.carrier_model import MAX_INNOVATION_STD_RAD, wrap
-from .bidirectional_estimate import ExchangeEstimate, SideCalibration
+from .bidirectional_estimate import ExchangeEstimate, SideCalibration, frequency_variance
 from .bidirectional_links import Csi
 from .bidirectional_plan import BidirectionalPlan
 
@@ -40,10 +40,9 @@ class Extrapolation:
     def calibrated(self, estimate: ExchangeEstimate, csi: Csi) -> Sides:
         """Take an exchange."""
         self._last, self._anchor = Sides(estimate.trp, estimate.ue), csi
-        self._frequency_std = Sides(*_frequency_deviations(self._plan, estimate))
-        nodes = estimate.frequencies.frequency_hz
-        ue, trp = nodes[len(self._plan.trps) + self._plan.node_of_ue_port], nodes[self._plan.node_of_trp_port]
-        self._apart_hz = ue - trp[:, None]
+        self._frequency_std = Sides(*(np.sqrt(frequency_variance(self._plan, estimate.frequencies, side))
+                                      for side in (0, 1)))
+        self._apart_hz = estimate.apart_hz
         return self._last
 
     def tracked(self, csi: Csi) -> Sides:
@@ -118,11 +117,3 @@ class OneWay(Extrapolation):
                        frequency_hz=side.frequency_hz + np.where(counted, residual / seconds, 0.0),
                        phase_std_rad=np.sqrt(side.phase_std_rad**2 + variance), trusted=bool(trusted.all()),
                        reasons=reasons)
-
-
-def _frequency_deviations(plan: BidirectionalPlan, estimate: ExchangeEstimate):
-    """Deviations in Hz of the ports' frequencies relative to the first port of each side."""
-    covariance = estimate.frequencies.covariance
-    for first, nodes in ((0, plan.node_of_trp_port), (len(plan.trps), len(plan.trps) + plan.node_of_ue_port)):
-        difference = np.eye(len(covariance))[nodes] - np.eye(len(covariance))[first]
-        yield np.sqrt(np.maximum(np.einsum("px,xy,py->p", difference, covariance, difference), 0.0))

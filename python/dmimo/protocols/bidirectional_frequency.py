@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Frequencies of all nodes from the soundings of an exchange, each made twice, and from its two-way coefficients."""
+
+import numpy as np
+
+from ..core.delay import DelayEstimate
+from ..core.link_frequency import LinkFrequency, Soundings, link_frequency
+from ..core.node_frequency import NodeFrequencies, node_frequencies
+from .bidirectional_links import Coefficients, Csi
+from .bidirectional_plan import BidirectionalPlan
+
+
+def exchange_frequencies(plan: BidirectionalPlan, csi: Csi, read: Coefficients, trp_links: DelayEstimate,
+                         ue_links: DelayEstimate, used: np.ndarray) -> NodeFrequencies:
+    """Frequencies relative to the first TRP, of nodes: their ports share an oscillator.
+
+    Parameters
+    ----------
+    trp_links, ue_links : DelayEstimate
+        (M, N) from C and (N, M) from 1 / C.
+    used : ndarray (M, N) bool
+        Links with a two-way coefficient that can be trusted.
+
+    Raises
+    ------
+    DisconnectedLinksError
+        If the links with a frequency that can be trusted do not join all nodes.
+    """
+    count_trp, count_ue = plan.down.mapping.pilots_per_port, plan.up.mapping.pilots_per_port
+    # 1 / (1 / C) is C again, its variance grows with the fourth power. Links without a coefficient say nothing by it.
+    back = np.where(used, ue_links.gain.T, 1.0)
+    gains = np.where(used, np.stack([trp_links.gain, 1.0 / back]), 0.0)
+    noise = np.stack([trp_links.element_var / (count_trp // plan.num_ue_ports),
+                      ue_links.element_var.T / (count_ue // plan.num_trp_ports) / np.abs(back) ** 4])
+    noise = np.where(used, np.maximum(noise, np.finfo(float).tiny), 1.0)
+    parts = [np.empty(used.shape) for _ in LinkFrequency._fields]
+    for round_ in range(plan.num_rounds):
+        here = plan.round_of_link == round_
+        if not here.any():
+            continue
+        groups = [
+            _group(plan, here, (csi.g, read.again.g), (csi.g_time, read.again.g_time), 1.0),
+            _group(plan, here, (csi.h, read.again.h), (csi.h_time, read.again.h_time), -1.0),
+            _group(plan, here, gains[..., None], (read.trp_time, read.ue_time.T), 2.0, noise),
+        ]
+        for part, values in zip(parts, link_frequency(groups), strict=True):
+            part[here] = values
+    return node_frequencies(_of_nodes(plan, LinkFrequency(*parts)))
+
+
+def _group(plan: BidirectionalPlan, here: np.ndarray, soundings, times, turns: float, noise=None) -> Soundings:
+    """Two soundings of the links of one round."""
+    at = [float(time[here][0]) / plan.grid.samp_rate for time in times]
+    g = np.stack([each[here] for each in soundings], axis=1)
+    return Soundings(g, np.array(at), turns, None if noise is None else noise[:, here].T)
+
+
+def _of_nodes(plan: BidirectionalPlan, links: LinkFrequency) -> LinkFrequency:
+    """The links between ports as links between nodes: weighted means of frequencies that are the same."""
+    trp = np.eye(len(plan.trps))[plan.node_of_trp_port]
+    ue = np.eye(len(plan.ues))[plan.node_of_ue_port]
+
+    def total(values: np.ndarray) -> np.ndarray:
+        return trp.T @ values @ ue
+
+    trusted = links.trusted.astype(bool)
+    weights = np.where(trusted, 1.0 / np.where(trusted, links.frequency_std_hz, 1.0) ** 2, 0.0)
+    sums = np.maximum(total(weights), np.finfo(float).tiny)
+    frequency = total(weights * np.where(trusted, links.frequency_hz, 0.0)) / sums
+    worst = total(weights * np.where(trusted, links.outlier_probability, 0.0)) / sums
+    walk = np.sqrt(total(weights * np.where(trusted, links.walk_std_hz, 0.0) ** 2) / sums)
+    return LinkFrequency(frequency, 1.0 / np.sqrt(sums), walk, worst, np.full(frequency.shape, np.nan),
+                         total(trusted) > 0)
