@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from ..core import metrics
 from ..core.bidirectional import joint_ml, ml_tls
 from ..core.bidirectional_bounds import delay_crlb, element_variance
-from ..core.cars import at_time
+from ..core.link_frequency import LinkFrequency, Soundings, link_frequency
+from ..core.node_frequency import extrapolated, node_frequencies
 from ..core.ofdm import CombMapping, OfdmGrid
 from .bidirectional_exchange import exchange, sound
 from .bidirectional_model import PATTERN_S, SPACING_HZ, SYMBOL_S, Drop, Scene, draw, noise
@@ -71,26 +72,22 @@ def networks(configuration: Mapping, rngs: Sequence[np.random.Generator]) -> Dro
     return drop.swapped() if drop_ues else drop
 
 
-def link_frequencies(drop: Drop, rngs: Sequence[np.random.Generator]) -> NDArray:
-    r"""``f_m - f_n`` (T, M, 2) in Hz from two soundings, half a pattern apart, that the cooperating ports m hear.
-
-    .. math:: f_m - f_n = -\angle \Big( \sum_k G_2(k) G_1^*(k) \Big) / (2 \pi (t_2 - t_1))
-    """
-    first, second = (sound(drop, rngs, SOUNDED, t, "uplink") for t in (FIRST_S, SECOND_S))
-    return -np.angle(np.sum(second * first.conj(), axis=-1)) / (2.0 * np.pi * (SECOND_S - FIRST_S))
+def link_frequencies(drop: Drop, rngs: Sequence[np.random.Generator]) -> LinkFrequency:
+    """Frequency offsets of the links (T, M, 2) from two soundings, half a pattern apart, heard by the TRPs' side."""
+    heard = [sound(drop, rngs, SOUNDED, time_s, "uplink") for time_s in (FIRST_S, SECOND_S)]
+    return link_frequency(Soundings(np.stack(heard, axis=-2), [FIRST_S, SECOND_S]))
 
 
-def estimates(c: NDArray, k: NDArray, time_s: float, frequency_hz: NDArray) -> dict[str, NDArray]:
+def estimates(c: NDArray, k: NDArray, time_s: float, frequencies: LinkFrequency) -> dict[str, NDArray]:
     """Coefficients (T, M, READ) by each method at the midpoint of the second sounding and the transmission.
 
-    c (T, M, 2, K) of time_s on the subcarriers k (M, 2, K), frequency_hz (T, M, 2) as `link_frequencies`.
+    c (T, M, 2, K) of time_s on the subcarriers k (M, 2, K).
     """
 
     def moved(calibrator, ends: list[int]) -> NDArray:
         result = calibrator(c[:, :, ends], k[:, ends], SPACING_HZ, max_delay=2.0 * Scene().max_delay_s, time_s=time_s)
-        # The frequency of a link's other end is common to all ports.
-        relative = (frequency_hz - frequency_hz[:, :1])[..., ends].mean(axis=-1)
-        return at_time(result.trp(READ), relative[..., None], time_s, USED_S)
+        nodes = node_frequencies(LinkFrequency(*(field[..., ends] for field in frequencies)))
+        return extrapolated(result, nodes, USED_S)[0].trp(READ)
 
     return {"own": moved(ml_tls, [0]), "own_joint": moved(joint_ml, [0]), "other": moved(ml_tls, [1]),
             "both": moved(joint_ml, [0, 1])}  # fmt: skip
