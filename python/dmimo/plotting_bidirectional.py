@@ -47,6 +47,8 @@ def distributions(summary: Mapping) -> Figure:
         each.grid(True, axis="x" if each is axes[1] else "both", color="#dddddd", linewidth=0.7)
     figure.suptitle(f"{summary['title']}\n", x=0.01, ha="left", fontsize=11, linespacing=1.2 + 1.05 * lines)
     figure.text(0.01, 1 - 0.32 / height, caption, fontsize=8.5, color="#505050", va="top", in_layout=False)
+    # Ticks may get more digits with the first layout; the next one makes room for them.
+    figure.canvas.draw()
     return figure
 
 

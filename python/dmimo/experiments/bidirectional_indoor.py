@@ -12,9 +12,9 @@ The channels have fades. An answer 1 / h spends its power on these, so here the 
 weights each subcarrier by its power, with its amplitude in the metadata (`bidirectional_exchange.exchange`): half the
 phase error of the inverse form. C itself has no fades.
 
-What holds. Uncalibrated, eight ports are worth the power of eight; calibrated, that of eight and 8 dB more, as with
-perfect coefficients. The order of the paper comes out at 2 and 4 streams as in line of sight, and the distances grow
-with the number of streams: with one, ML-TLS is 0.07 dB ahead of TLS, with four 5 dB.
+What holds. Uncalibrated, a doubling of the ports gains 3.3 to 4.2 dB, which is their power and that not all fade at
+once; calibrated 6.0 to 6.7 dB, as with perfect coefficients. The order of the paper comes out at 2 and 4 streams as in
+line of sight, and the distances grow with the number of streams: with one, ML-TLS is 0.07 dB ahead of TLS, with four 5.
 """
 
 from collections.abc import Mapping, Sequence
