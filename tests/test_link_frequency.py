@@ -57,16 +57,18 @@ def test_errors_meet_the_bound_and_are_predicted(rho_db):
     rho = 10 ** (rho_db / 10)
     frequency = rng.uniform(-1500, 1500, 3000)
     one = Soundings(soundings(rng, frequency, TIMES_S, rho), TIMES_S)
-    two = Soundings(soundings(rng, frequency, TIMES_S[:3] + 1e-4, rho, num=20, turns=-2), TIMES_S[:3] + 1e-4, -2)
-    apart = [bounds.frequency_std(TIMES_S, rho, 99), bounds.frequency_std(TIMES_S[:3], rho, 20, turns=-2)]
+    two = Soundings(soundings(rng, frequency, TIMES_S[:3] + 1e-4, rho, num=60, turns=-2), TIMES_S[:3] + 1e-4, -2)
+    apart = [bounds.frequency_std(TIMES_S, rho, 99), bounds.frequency_std(TIMES_S[:3], rho, 60, turns=-2)]
     for groups, bound in ((one, apart[0]), (two, apart[1]), ([one, two], (apart[0] ** -2 + apart[1] ** -2) ** -0.5)):
         links = link_frequency(groups, max_frequency_hz=MAX_HZ)
         error = (links.frequency_hz - frequency)[links.trusted]
         if rho_db == 0:
-            # Few elements and a short time are not trusted at all here.
-            assert groups is two or np.std(error / links.frequency_std_hz[links.trusted]) == pytest.approx(1.0, rel=0.1)
+            # Over so short a time hardly a link is trusted here.
+            if groups is not two:
+                assert np.std(error / links.frequency_std_hz[links.trusted]) == pytest.approx(1.0, rel=0.1)
+                assert np.mean(links.misfit[links.trusted]) == pytest.approx(1.0, abs=0.1)
             continue
-        assert links.trusted.mean() > (0.95 if groups is two else 0.999)
+        assert links.trusted.mean() > 0.999
         assert np.std(error) == pytest.approx(bound, rel=0.06)
         assert np.sqrt(np.mean(links.frequency_std_hz**2)) == pytest.approx(bound, rel=0.04)
         assert np.mean(links.misfit) == pytest.approx(1.0, abs=0.1)
