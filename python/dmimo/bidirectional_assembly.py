@@ -54,7 +54,7 @@ class Bidirectional:
             lead_samples=slots.lead_samples, advance_samples=self._layout.advance_samples,
             latency_samples=self._layout.latency_samples, receive_delay_samples=slots.receive_delay_samples,
             form=settings.form, fade_limit_db=settings.fade_limit_db, max_delay_s=settings.max_delay_s,
-            max_cfo_hz=settings.max_cfo_hz)
+            max_cfo_hz=settings.max_cfo_hz, center_freq=bed.center_freq)
 
     @property
     def beams_from(self) -> str | None:

@@ -82,6 +82,8 @@ class BidirectionalPlan:
         Largest offset between the clocks of a TRP and a UE; as much as the combs can tell by default.
     max_cfo_hz : float
         Largest difference between the oscillators of a TRP and a UE.
+    center_freq : float
+        In Hz. A node's oscillator drives its sample clock, too: delays drift by up to max_cfo_hz / center_freq.
 
     Raises
     ------
@@ -107,6 +109,7 @@ class BidirectionalPlan:
     fade_limit_db: float = 20.0
     max_delay_s: float | None = None
     max_cfo_hz: float = 2000.0
+    center_freq: float = 26e9
 
     def __post_init__(self):
         if not self.trps or not self.ues:
