@@ -15,7 +15,7 @@ MODULES = sorted(path.relative_to(SOURCES) for path in SOURCES.rglob("*.py"))
 # Layer -> (what of this package it may import, which other packages). A layer is a sub-package or a top-level module;
 # "" is the package's own __init__, which everything may ask for the version.
 TESTBED = {"testbed", "testbed_yaml", "testbed_checks"}
-FILES = {"records", *TESTBED}
+FILES = {"csi_records", "records", *TESTBED}
 PLOTTING = {"core", "plotting_bidirectional", "plotting_bidirectional_run", "plotting_panels", "plotting_style",
             "plotting_sync_run", "plotting_synchronization"}
 LAYERS = {
@@ -26,6 +26,7 @@ LAYERS = {
     "testbed_yaml": (set(), {"yaml"}),
     "testbed_checks": (TESTBED, {"jsonschema"}),
     "records": (TESTBED, {"numpy", "h5py"}),
+    "csi_records": ({"records"}, {"numpy", "h5py"}),
     "plotting": (PLOTTING, {"numpy", "matplotlib"}),
     "plotting_bidirectional": ({"plotting_style"}, {"numpy", "matplotlib"}),
     "plotting_bidirectional_run": ({"plotting_panels"}, {"numpy", "matplotlib"}),

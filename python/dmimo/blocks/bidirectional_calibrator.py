@@ -4,6 +4,7 @@
 from pathlib import Path
 
 from ..assembly import Assembly
+from ..csi_records import save_csi
 from ..protocols.bidirectional_collector import BidirectionalCollector
 from ..protocols.bidirectional_estimate import SideCalibration
 from ..records import save_calibration
@@ -19,7 +20,7 @@ class bidirectional_calibrator(collector):
         Of a testbed with a `bidirectional` section.
     filename : str
         Calibration file of the TRPs, as of the last pattern; that of the UEs is beside it, with `-ue` before the
-        suffix. Empty for none.
+        suffix, and `csi.h5` where the testbed has `keep_csi`. Empty for none.
     """
 
     def __init__(self, assembly: Assembly, filename: str = ""):
@@ -45,9 +46,21 @@ class bidirectional_calibrator(collector):
         return self.exchange.ue_calibration
 
     def ended(self) -> None:
-        """Write the calibration files."""
-        if self._path is None or self.calibration is None:
+        """Write the files."""
+        if self._path is None:
+            return
+        if self.exchange.csi:
+            self._save_csi()
+        if self.calibration is None:
             return
         save_calibration(self._path, self._assembly.record(self.calibration))
         beside = self._path.with_name(f"{self._path.stem}-ue{self._path.suffix}")
         save_calibration(beside, self._assembly.record(self.ue_calibration, self._assembly.bidirectional.plan.ues))
+
+    def _save_csi(self) -> None:
+        plan = self._assembly.bidirectional.plan
+        subcarriers = {"g": plan.up.sounding_subcarriers, "h": plan.down.sounding_subcarriers,
+                       "c_trp": plan.down.response_subcarriers, "c_ue": plan.up.response_subcarriers}
+        attributes = {"samp_rate": plan.grid.samp_rate, "center_freq": plan.center_freq,
+                      "subcarrier_spacing_hz": plan.grid.subcarrier_spacing_hz}
+        save_csi(self._path.with_name("csi.h5"), self.exchange.csi, subcarriers, attributes)

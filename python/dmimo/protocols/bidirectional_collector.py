@@ -43,7 +43,9 @@ class BidirectionalCollector:
         Of the last exchange.
     history : list of dict
         One entry per phase.
-    csi : list of (phase, Csi)
+    csi : list of (phase, arrays by name)
+        Channels of each phase, see `Csi`; those of exchanges with the two-way coefficients `c_trp`, `c_ue` and their
+        times `c_trp_time`, `c_ue_time`, see `Coefficients`.
     """
 
     phases = frozenset({EXCHANGE, TRACKING})
@@ -58,7 +60,7 @@ class BidirectionalCollector:
         self.ue_calibration: SideCalibration | None = None
         self.estimate: ExchangeEstimate | None = None
         self.history: list[dict[str, object]] = []
-        self.csi: list[tuple[str, Csi]] = []
+        self.csi: list[tuple[str, dict[str, np.ndarray]]] = []
 
     def update(self, product: Product) -> None:
         """The calibration needs nothing from other phases."""
@@ -74,7 +76,7 @@ class BidirectionalCollector:
                 return Product(phase, {}, False, tuple(f"node {name}: has measured nothing" for name in silent))
             csi = self._links.csi(grants, results, tracking=phase == TRACKING)
             if self._keeps_csi:
-                self.csi.append((phase, csi))
+                self.csi.append((phase, csi._asdict()))
             reasons = self._exchange(grants, results, csi) if phase == EXCHANGE else self._track(csi)
         if reasons:
             return Product(phase, {}, False, reasons)
@@ -83,6 +85,8 @@ class BidirectionalCollector:
     def _exchange(self, grants: Sequence[Grant], results, csi: Csi) -> tuple[str, ...]:
         """Calibrate; reasons why the run cannot go on."""
         read = self._links.coefficients(grants, results)
+        if self._keeps_csi:
+            self.csi[-1][1].update(c_trp=read.trp, c_ue=read.ue, c_trp_time=read.trp_time, c_ue_time=read.ue_time)
         try:
             estimate = estimate_exchange(self._plan, read, csi, self._estimator)
             reasons = self._doubts(estimate, results, csi)
