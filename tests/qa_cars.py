@@ -384,10 +384,11 @@ def test_new_reference_anchors_anew_at_the_nearest_sounding(tracking):
     block.handle_reference(reference(7.0 * tracking(9000)[1], 9000))
     block.handle_csi(sounding(tracking(9300)[0], 9300))  # nearer than 5000: the anchor
     block.handle_csi(sounding(tracking(20000)[0], 20000))
-    first, second = published["tracked"]
-    np.testing.assert_allclose(messages.get(first, "c"), tracking(5100)[1], atol=1e-9)
-    np.testing.assert_allclose(messages.get(second, "c"), 7.0 * tracking(19700)[1], atol=1e-9)
-    np.testing.assert_array_equal(messages.get(second, "sample"), np.full(3, 19700.0))
+    block.handle_reference(reference(tracking(10000)[1], 10000))  # late: the last but one is the anchor
+    block.handle_csi(sounding(tracking(30000)[0], 30000))
+    for message, factor, sample in zip(published["tracked"], (1.0, 7.0, 1.0), (5100, 19700, 30700), strict=True):
+        np.testing.assert_allclose(messages.get(message, "c"), factor * tracking(sample)[1], atol=1e-9)
+        np.testing.assert_array_equal(messages.get(message, "sample"), np.full(3, float(sample)))
 
 
 def test_one_phase_for_the_band_is_better_than_one_for_each_subcarrier(tracking):
@@ -401,8 +402,9 @@ def test_one_phase_for_the_band_is_better_than_one_for_each_subcarrier(tracking)
         block.set_mode(mode)
         published.clear()
         for _ in range(200):
+            assert block.start()  # without the soundings of before
+            block.stop()
             block.handle_reference(reference(c, 0))
-            block._anchor = None
             for sample in (0, 1000):
                 block.handle_csi(sounding(h + np.sqrt(0.1) * complex_normal(rng, *h.shape), sample))
         phases = np.concatenate([messages.get(m, "phase_rad").ravel() for m in published["tracked"]])

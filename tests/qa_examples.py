@@ -95,6 +95,25 @@ def test_block_by_block_synchronisation_tells_its_corrections(programs, tmp_path
     assert np.fromfile(tmp_path / "corrected.c64", np.complex64).size > 1000
 
 
+def test_cars_exchange_reads_the_coefficients_and_follows_them(programs, tmp_path):
+    output, environment = programs
+    result = run([PYTHON, "-s", output / "simulated_cars.py"], tmp_path, **environment)
+    assert result.returncode == 0, result.stderr
+    *delays, read, followed = [list(map(float, re.findall(r"(?<!trp)-?\d+\.?\d*", line)))
+                               for line in result.stdout.splitlines()[-4:]]  # fmt: skip
+    for found_ns, true_ns in delays:
+        assert found_ns == pytest.approx(true_ns, abs=1.0)
+    # 96 elements of 17 to 22 dB in both directions: sqrt(v / 2 K) is 0.5 to 0.8 degrees.
+    exchanges, phase_deg, gain_db = read
+    assert exchanges == 20
+    assert phase_deg < 2
+    assert gain_db < 0.5
+    held_deg, later_deg, soundings = followed
+    assert held_deg > 60
+    assert later_deg < 3
+    assert soundings > 200
+
+
 def test_failed_run_of_the_headless_example_ends_with_an_error_and_no_gains(programs, tmp_path):
     output, environment = programs
     text = (EXAMPLES / "three_panels.yml").read_text()
