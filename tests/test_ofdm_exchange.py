@@ -161,6 +161,7 @@ def test_numbers_make_the_same_exchange():
     made = OfdmExchange.from_numbers(GRID.samp_rate, P, Q, 400, fft_size=256, cp_samples=32, num_subcarriers=192,
                                      skip_dc=True, lead_samples=16, advance_samples=8)  # fmt: skip
     assert made == EXCHANGE
+    assert str(made) == "3 x 2 ports, 64 pilots"
     fewer = OfdmExchange.from_numbers(1e6, P, Q, 400, fft_size=256, cp_samples=32, num_subcarriers=200,
                                       pilots_per_port=60)  # fmt: skip
     assert fewer.mapping.pilots_per_port == 60

@@ -112,6 +112,10 @@ class OfdmExchange:
                 f"num_subcarriers={self.grid.num_subcarriers} of {self.grid.fft_size} leave none empty but band centre"
             )
 
+    def __str__(self):
+        mapping = self.mapping
+        return f"{mapping.num_sounding} x {mapping.num_responding} ports, {mapping.pilots_per_port} pilots"
+
     @classmethod
     def from_numbers(
         cls,
