@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..core.bidirectional import DisconnectedLinksError
+from . import bidirectional_arrivals
 from .bidirectional_estimate import Estimator, ExchangeEstimate, SideCalibration, estimate_exchange
 from .bidirectional_links import Csi, Links
 from .bidirectional_plan import EXCHANGE, TRACKING, BidirectionalPlan
@@ -87,6 +88,9 @@ class BidirectionalCollector:
         read = self._links.coefficients(grants, results)
         if self._keeps_csi:
             self.csi[-1][1].update(c_trp=read.trp, c_ue=read.ue, c_trp_time=read.trp_time, c_ue_time=read.ue_time)
+        reasons = bidirectional_arrivals.doubts(self._plan, csi)
+        if reasons:
+            return self._failed(EXCHANGE, csi, reasons)
         try:
             estimate = estimate_exchange(self._plan, read, csi, self._estimator)
             reasons = self._doubts(estimate, results, csi)
@@ -156,6 +160,8 @@ class BidirectionalCollector:
         if not estimate.frequencies.trusted.all():
             return ("the frequencies of the links contradict each other: oscillators drift within the exchange, or "
                     "differ by more than it can tell",)
+        if estimate.contradicts.any():
+            return (f"{int(estimate.contradicts.sum())} of {int(estimate.used.sum())} links contradict the others",)
         reasons = []
         for name, (hertz, std) in self._links.carriers_hz(results).items():
             own = plan.ports(name)

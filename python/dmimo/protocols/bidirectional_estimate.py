@@ -6,16 +6,28 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from ..core.bidirectional import joint_ml, link_estimates, ml_tls, require_links
+from ..core.bidirectional import (
+    BidirectionalCalibration,
+    DisconnectedLinksError,
+    joint_ml,
+    link_estimates,
+    ml_tls,
+    node_delays,
+    require_links,
+)
 from ..core.bidirectional_bounds import link_laplacian_pinv
-from ..core.cars import at_time
 from ..core.delay import DelayEstimate
 from ..core.node_frequency import NodeFrequencies
+from .bidirectional_arrivals import arrivals
 from .bidirectional_frequency import exchange_frequencies
 from .bidirectional_links import Coefficients, Csi
 from .bidirectional_plan import BidirectionalPlan
 
 Estimator = Literal["joint_ml", "ml_tls"]
+# Delay in samples that soundings may leave in the coefficients, to either side.
+RESIDUAL_SAMPLES = 2.0
+# Deviations, and a phase for what is no noise (leakage between subcarriers), by which a link may miss the fit.
+MAX_DEVIATIONS, SLACK_RAD = 6.0, 0.02
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +53,8 @@ class ExchangeEstimate(NamedTuple):
     """Both sides' calibrations, the links (M, N) behind them, and the frequencies of all nodes.
 
     trp_links and ue_links are the estimates from C and from 1 / C; used (M, N), links that counted; apart_hz (M, N),
-    frequency of the UE of each link less that of its TRP.
+    frequency of the UE of each link less that of its TRP; contradicts (M, N), used links that the coefficients of all
+    others do not explain.
     """
 
     trp: SideCalibration
@@ -51,13 +64,16 @@ class ExchangeEstimate(NamedTuple):
     used: np.ndarray
     frequencies: NodeFrequencies
     apart_hz: np.ndarray
+    contradicts: np.ndarray
 
 
 def estimate_exchange(plan: BidirectionalPlan, read: Coefficients, csi: Csi,
                       estimator: Estimator = "joint_ml") -> ExchangeEstimate:
     """Calibration of both sides: the TRPs' from UL-CARS, the UEs' from DL-CARS, frequencies from both.
 
-    1 / C has the form of C with the two sides exchanged, so the UEs' coefficients need no division by what was read.
+    The clocks are known from the one-way delays of the soundings, on their denser combs, before the coefficients are
+    looked at: what is left of the delay is searched close to zero, without aliases and at a lower threshold. 1 / C has
+    the form of C with the two sides exchanged, so the UEs' coefficients need no division by what was read.
     Links that were read at different times are turned to one, halfway, by the frequencies of their nodes. Predicted
     deviations are those of the joint estimator.
 
@@ -66,31 +82,61 @@ def estimate_exchange(plan: BidirectionalPlan, read: Coefficients, csi: Csi,
     DisconnectedLinksError
         If the links on which both readings can be trusted do not join all ports.
     """
-    grid, rate = plan.grid, plan.grid.samp_rate
+    rate, spacing = plan.grid.samp_rate, plan.grid.subcarrier_spacing_hz
     combs = plan.down.response_subcarriers, plan.up.response_subcarriers
-    spacing = grid.subcarrier_spacing_hz
-    trp_links, ue_links = (link_estimates(c, k, spacing, max_delay=plan.delay_limit_s)
-                           for c, k in zip((read.trp, read.ue), combs, strict=True))
+    clocks = _clocks(plan, csi)
+    apart_s = clocks[plan.num_trp_ports :] - clocks[: plan.num_trp_ports, None]
+    centred = (_without_delay(read.trp, combs[0], spacing, 2.0 * apart_s),
+               _without_delay(read.ue, combs[1], spacing, -2.0 * apart_s.T))
+    limit_s = min(RESIDUAL_SAMPLES / rate, 0.25 / (apart_s.size * spacing))
+    trp_links, ue_links = (link_estimates(c, k, spacing, max_delay=limit_s)
+                           for c, k in zip(centred, combs, strict=True))
     used = trp_links.trusted & ue_links.trusted.T
     require_links(used)
     frequencies = exchange_frequencies(plan, csi, read, trp_links, ue_links, used)
     ports_hz = (frequencies.frequency_trp_hz[plan.node_of_trp_port], frequencies.frequency_ue_hz[plan.node_of_ue_port])
     apart = ports_hz[1] - ports_hz[0][:, None]
     middle = round(0.5 * float(read.trp_time.mean() + read.ue_time.mean()))
-    moved = (at_time(read.trp, apart[..., None], read.trp_time[..., None] / rate, middle / rate),
-             at_time(read.ue, -apart.T[..., None], read.ue_time[..., None] / rate, middle / rate))
-    method = joint_ml if estimator == "joint_ml" else ml_tls
-    sides = []
-    for own, c, k, links, mask, late in zip((0, 1), moved, combs, (trp_links, ue_links), (used, used.T),
+    own_first = slice(None, plan.num_trp_ports), slice(plan.num_trp_ports, None)
+    sides, agreeing = [], used.copy()
+    for own, c, k, links, mask, late in zip((0, 1), centred, combs, (trp_links, ue_links), (used, used.T),
                                             (read.trp_time, read.ue_time), strict=True):
-        c = np.where(mask[..., None], c, np.nan)
-        nodes = method(c, k, spacing, max_delay=plan.delay_limit_s)
-        covariance = _covariance(links, mask, k.shape[-1])
+        turn = 4.0 * np.pi / rate * (apart if own == 0 else -apart.T) * (middle - late)
+        moved = np.where(mask[..., None], c, np.nan) * np.exp(1j * turn)[..., None]
+        nodes = (joint_ml if estimator == "joint_ml" else ml_tls)(moved, k, spacing, max_delay=limit_s)
+        # Links of other rounds were read at other times.
         turned = (4.0 * np.pi * late[mask].std() / rate) ** 2 * frequency_variance(plan, frequencies, own)
+        fits = _agreement(nodes, links, turn, turned.max())
+        agreeing &= fits if own == 0 else fits.T
+        covariance, first = _covariance(links, mask, k.shape[-1]), clocks[own_first[own]]
         sides.append(SideCalibration(
-            nodes.c_trp, 2.0 * nodes.delay_trp_s, ports_hz[own] - ports_hz[own][0], covariance,
+            nodes.c_trp, 2.0 * (nodes.delay_trp_s + first - first[0]), ports_hz[own] - ports_hz[own][0], covariance,
             np.sqrt(0.5 * np.diagonal(covariance).real + turned), csi.origin + middle))
-    return ExchangeEstimate(*sides, trp_links, ue_links, used, frequencies, apart)
+    links = (trp_links._replace(delay_s=trp_links.delay_s + 2.0 * apart_s),
+             ue_links._replace(delay_s=ue_links.delay_s - 2.0 * apart_s.T))
+    return ExchangeEstimate(*sides, *links, used, frequencies, apart, used & ~agreeing)
+
+
+def _agreement(nodes: BidirectionalCalibration, links: DelayEstimate, turn: np.ndarray, turned: float) -> np.ndarray:
+    """Whether each link, turned to the common time, has the phase that the nodes' coefficients give it."""
+    residual = np.angle(links.gain * np.exp(1j * turn) * (nodes.c_ue / nodes.c_trp[:, None]).conj())
+    return np.abs(residual) <= MAX_DEVIATIONS * np.sqrt(links.phase_std_rad**2 + turned) + SLACK_RAD
+
+
+def _clocks(plan: BidirectionalPlan, csi: Csi) -> np.ndarray:
+    """Offsets tau in s of all ports' clocks from the one-way delays of the soundings; zeros if these do not tell."""
+    found = arrivals(plan, csi)
+    known = np.isfinite(found.clocks_s)
+    weights = np.where(known, 1.0 / np.maximum(found.up_std_s**2 + found.down_std_s**2, 1e-30), 0.0)
+    try:
+        require_links(known)
+    except DisconnectedLinksError:
+        return np.zeros(sum(known.shape))
+    return node_delays(2.0 * found.clocks_s, weights)
+
+
+def _without_delay(c: np.ndarray, subcarriers: np.ndarray, spacing: float, delay_s: np.ndarray) -> np.ndarray:
+    return c * np.exp(2j * np.pi * spacing * subcarriers * delay_s[..., None])
 
 
 def frequency_variance(plan: BidirectionalPlan, frequencies: NodeFrequencies, side: int) -> np.ndarray:

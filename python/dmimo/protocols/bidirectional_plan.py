@@ -79,7 +79,7 @@ class BidirectionalPlan:
     fade_limit_db : float
         See `core.cars.cars_precoding`.
     max_delay_s : float, optional
-        Largest offset between the clocks of a TRP and a UE; as much as the combs can tell by default.
+        Largest offset between the clocks of a TRP and a UE; as much as prefix and combs take by default.
     max_cfo_hz : float
         Largest difference between the oscillators of a TRP and a UE.
     center_freq : float
@@ -116,10 +116,12 @@ class BidirectionalPlan:
             raise ValueError(f"trps = {self.trps}, ues = {self.ues}: must be at least one node each")
         if not 0 < self.delay_limit_s <= self.unambiguous_delay_s:
             raise ValueError(f"max_delay_s = {self.max_delay_s:g}: must be positive and at most "
-                             f"{self.unambiguous_delay_s:g}, beyond which delays on these combs have aliases")
+                             f"{self.unambiguous_delay_s:g}, beyond which soundings leave the prefix or have aliases")
         if not 0 < self.max_cfo_hz < self.unambiguous_cfo_hz:
             raise ValueError(f"max_cfo_hz = {self.max_cfo_hz:g}: must be positive and below {self.unambiguous_cfo_hz:g}"
                              ", beyond which frequencies have aliases; shorter slots allow more")
+        # Combs and slot are checked as these are made.
+        _ = self.down, self.up, self.train if self.trains else None
 
     @cached_property
     def down(self) -> OfdmExchange:
@@ -158,12 +160,13 @@ class BidirectionalPlan:
 
     @property
     def unambiguous_delay_s(self) -> float:
-        """Offset of two clocks at which C turns by half a turn from one element of a link to the next."""
-        return 0.25 / (self.num_trp_ports * self.num_ue_ports * self.grid.subcarrier_spacing_hz)
+        """Offset of two clocks up to which soundings arrive within the prefix, and delays on their combs are unique."""
+        ports = max(self.num_trp_ports, self.num_ue_ports)
+        return 0.5 * min(self.grid.cp_samples, self.grid.fft_size / ports) / self.grid.samp_rate
 
     @property
     def delay_limit_s(self) -> float:
-        """Largest offset of clocks that is searched for."""
+        """Largest offset of clocks that is expected."""
         return self.unambiguous_delay_s if self.max_delay_s is None else self.max_delay_s
 
     @property
