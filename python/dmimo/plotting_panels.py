@@ -27,8 +27,8 @@ def panels(summary: Mapping) -> Figure:
         list of mappings `label`, `mean`, `low`, `high` (n,), `dashed`: list of mappings `label`, `values` (n,).
         Optional: `seed`, which a campaign adds and the caption ends with. Optional of a panel: `x_scale`, `y_scale`
         ("linear"), `x_ticks` (list of numbers), `y_limits` (low, high), `points`: list of mappings `label`, `x`, `y`.
-        Optional of a curve: `colour`, its number in the order of colours and markers; of a dashed line: the number of
-        the curve that it belongs to. Many points (more than 40) get no markers.
+        Optional of a curve: `colour`, its number in the order of colours and markers; of a dashed line and of
+        points: the number of the curve that they belong to. Many points (more than 40) get no markers.
     """
     parts, columns = summary["panels"], summary["columns"]
     rows = -(-len(parts) // columns)
@@ -69,7 +69,8 @@ def _panel(axes, part: Mapping) -> None:
             colour, dashes = darker(COLOURS[bound["colour"] % len(COLOURS)]), "--"
         axes.plot(x, bound["values"], color=colour, linestyle=dashes, linewidth=1.2, label=bound["label"], zorder=3)
     for point in part.get("points", []):
-        axes.plot(point["x"], point["y"], "k*", markersize=10, label=point["label"], zorder=4)
+        colour = darker(COLOURS[point.get("colour", -1) % len(COLOURS)])
+        axes.plot(point["x"], point["y"], "*", color=colour, markersize=10, label=point["label"], zorder=4)
     _scales(axes, part, x)
     axes.grid(True, which="major", color="#dddddd", linewidth=0.7)
     axes.set(xlabel=part["x_label"], ylabel=part["y_label"])

@@ -17,6 +17,7 @@ from . import (  # noqa: F401  (they register their figures)
     beamsync_phase_noise,
     beamsync_residual,
     beamsync_tracking,
+    bidirectional_ageing,
     bidirectional_coefficients,
     bidirectional_cooperation,
     bidirectional_efficiency,
