@@ -25,7 +25,7 @@ class bench(gr.top_block):
     def __init__(self, **options):
         gr.top_block.__init__(self)
         self.probe = dmimo.product_probe(**options)
-        self.sinks = [blocks.vector_sink_f() for _ in range(options.get("num_outputs", 1))]
+        self.sinks = [blocks.vector_sink_f(options.get("vlen", 1)) for _ in range(options.get("num_outputs", 1))]
         self.errors = blocks.message_debug()
         for port, sink in enumerate(self.sinks):
             self.connect((self.probe, port), sink)
@@ -66,6 +66,25 @@ def test_real_entries_in_radians_become_degrees():
     np.testing.assert_allclose(streams.T, [[90.0, -18 / np.pi]], rtol=1e-6)
 
 
+def test_real_entries_in_seconds_become_nanoseconds():
+    flowgraph = bench(key="delay_s", num_outputs=2, quantity="nanoseconds")
+    streams = flowgraph.streams(product(delay_s=np.array([1.5e-9, -2e-6])))
+    np.testing.assert_allclose(streams.T, [[1.5, -2000.0]], rtol=1e-6)
+
+
+def test_rows_come_out_as_vectors_each_on_its_stream():
+    flowgraph = bench(key="snr_db", num_outputs=2, vlen=3)
+    first, second = np.arange(6.0).reshape(2, 3), 10 + np.arange(6.0).reshape(2, 3)
+    streams = flowgraph.streams(product(snr_db=first), product(snr_db=second))
+    np.testing.assert_array_equal(streams.reshape(2, 2, 3), np.stack([first, second], axis=1))
+
+
+def test_vectors_have_a_history_too():
+    flowgraph = bench(key="snr_db", vlen=2, history=2)
+    streams = flowgraph.streams(*(product(snr_db=np.array([[k, 10.0 * k]])) for k in (1, 2)))
+    np.testing.assert_array_equal(streams.reshape(-1, 2), [[1, 10], [1, 10], [1, 10], [2, 20]])
+
+
 def test_products_without_the_key_and_other_messages_are_passed_over():
     flowgraph = bench(key="c", num_outputs=1)
     given = product(weights=np.ones(7)), messages.encode("ready", node="ap1", hash=""), product(c=np.array([3.0]))
@@ -97,6 +116,17 @@ def test_number_of_entries_other_than_outputs_is_reported():
     flowgraph.wait()
 
 
+def test_number_of_entries_other_than_rows_of_vectors_is_reported():
+    flowgraph = bench(key="snr_db", num_outputs=2, vlen=4)
+    flowgraph.start()
+    flowgraph.send(product(snr_db=np.ones((2, 3))))
+    wait_for(lambda: flowgraph.errors.num_messages())
+    text = pmt.symbol_to_string(flowgraph.errors.get_message(0))
+    assert "snr_db has 6 entries: must be num_outputs = 2 times vlen = 4" in text
+    flowgraph.send(END)
+    flowgraph.wait()
+
+
 def test_second_start_begins_with_an_empty_history():
     flowgraph = bench(key="c", num_outputs=1, history=2)
     flowgraph.streams(product(c=np.array([1.0])))
@@ -104,7 +134,7 @@ def test_second_start_begins_with_an_empty_history():
     np.testing.assert_array_equal(flowgraph.streams(product(c=np.array([5.0]))), [[5, 5]])
 
 
-@pytest.mark.parametrize("options", [{"num_outputs": 0}, {"history": 0}, {"quantity": "phase"}])
+@pytest.mark.parametrize("options", [{"num_outputs": 0}, {"history": 0}, {"vlen": 0}, {"quantity": "phase"}])
 def test_bad_parameters_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         dmimo.product_probe(key="c", **options)
