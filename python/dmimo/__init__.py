@@ -15,6 +15,8 @@ _BLOCKS = (
     "beamsync_follower",
     "beamsync_leader",
     "beamsync_monitor",
+    "bidirectional_calibrator",
+    "bidirectional_monitor",
     "burst_receiver",
     "burst_transmitter",
     "calibrator",
