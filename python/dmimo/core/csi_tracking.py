@@ -151,7 +151,7 @@ def phase_change_per_subcarrier(first: ArrayLike, second: ArrayLike) -> NDArray:
 
 def tracked_coefficient(c: ArrayLike, phase_rad: ArrayLike, *, direction: Direction = "uplink") -> NDArray:
     """C'' (..., K) = C' exp(2j phi), phi (...) of each link or (..., K) of each subcarrier (eq. (33), with the j)."""
-    c, turn = np.asarray(c), 2.0 * _sign(direction) * np.asarray(phase_rad, float)
+    c, turn = np.asarray(c), 2.0 * direction_sign(direction) * np.asarray(phase_rad, float)
     return c * np.exp(1j * (turn if turn.ndim == c.ndim else turn[..., None]))
 
 
@@ -172,7 +172,7 @@ def node_turns(change: PhaseChange, *, direction: Direction = "uplink", referenc
     DisconnectedLinksError
         If the trusted links do not join all nodes.
     """
-    sign, num_trp = _sign(direction), np.shape(change.phase_rad)[-2]
+    sign, num_trp = direction_sign(direction), np.shape(change.phase_rad)[-2]
     variance = np.where(change.trusted, change.phase_std_rad**2, np.inf)
     found = solve_links(sign * change.phase_rad, variance, reference=reference)
     turn, covariance = 2.0 * found.value, 4.0 * found.covariance
@@ -247,7 +247,7 @@ def _spread(
     return 1.0 + centroid**2 * inverse, inverse / (2.0 * np.pi * spacing) ** 2
 
 
-def _sign(direction: Direction) -> float:
+def direction_sign(direction: Direction) -> float:
     """+1 if a sounding turns as C does, -1 if the other way."""
     if direction not in ("uplink", "downlink"):
         raise ValueError(f"direction = {direction!r} must be 'uplink' or 'downlink'")

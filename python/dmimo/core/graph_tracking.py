@@ -160,9 +160,13 @@ class GraphTracker:
 
     def _propagate(self, sample: float) -> tuple[NDArray, NDArray]:
         interval = (sample - self._sample) / self.samp_rate if self.started else 0.0
-        transition = _by_node(self.model.transition(np.full(self._num, interval)))
-        noise = _by_node(self.model.noise(np.full(self._num, interval)))
+        transition, noise = self._node_model(interval)
         return self._gauge(transition @ self._state, transition @ self._covariance @ transition.T + noise)
+
+    def _node_model(self, interval_s: float) -> tuple[NDArray, NDArray]:
+        """Transition and process noise of all nodes' states, (3 M, 3 M) each."""
+        intervals = np.full(self._num, interval_s)
+        return _by_node(self.model.transition(intervals)), _by_node(self.model.noise(intervals))
 
     def _gauge(self, state: NDArray, covariance: NDArray) -> tuple[NDArray, NDArray]:
         """The same with the leader's phase as zero."""
