@@ -243,7 +243,7 @@ def test_perfect_efficiency_of_one_stream_is_the_closed_form():
 
 
 def test_the_power_of_the_distribution_must_be_one_of_the_sweep():
-    with pytest.raises(ValueError, match="at_dbm=30.0 must be one of"):
+    with pytest.raises(ValueError, match=r"at_dbm=30\.0 must be one of"):
         run("bidirectional-5", 1, power_dbm=[35.0])
 
 

@@ -11,8 +11,8 @@ between the two directions. Not reproduced: the CNN.
 What holds. All links of this geometry are within 1.3 dB of 10.7 dB, and the order of the paper comes out, its last two
 by little: the spanning tree is 0.64 +- 0.04 bit/s/Hz ahead of Argos. What puts it there is that links differ: with
 equal path loss it is 0.24 +- 0.07 ahead (of 12.9), with equal RF gains as well it falls 1.9 behind, since a tree of
-equal links only adds hops. With more shadowing it gains on Argos-mean, whose mean the weakest link spoils, and passes it
-between 4 and 5 dB (200 trials each). The joint estimate's lead over ML-TLS grows alike, from 0.04 to 0.54 at 5 dB.
+equal links only adds hops. With more shadowing it gains on Argos-mean, whose mean the weakest link spoils, and passes
+it between 4 and 5 dB (200 trials each). The joint estimate's lead over ML-TLS grows alike, from 0.04 to 0.54 at 5 dB.
 
 The tracking as printed loses 8.5 bit/s/Hz against ML-TLS where all four calibrating UEs are used on every subcarrier,
 and 13 with one of them, on either side of Argos, with which the paper compares it; wideband tracking loses under 0.4.
