@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 import numpy as np
+import pytest
 from gnuradio.dmimo import plotting
 
 PANEL = {
@@ -31,8 +32,16 @@ def test_each_panel_has_its_curves_bands_bounds_and_axes():
     assert len(left.collections) == 2
 
 
-def test_nothing_is_outside_the_page_and_the_caption_covers_no_axes():
-    figure = plotting.panels({**SUMMARY, "seed": 17})
+@pytest.mark.parametrize("snr_db", [[1.0, 7.0, 13.1], [10.6, 16.7, 22.8, 28.8]])
+def test_nothing_is_outside_the_page_and_the_caption_covers_no_axes(snr_db):
+    # The layout of the second one changes the ticks: it gets other numbers at its axis than before.
+    x = [2**k for k in range(len(snr_db))]
+    left = {**PANEL, "x": x, "x_scale": "log", "x_ticks": x, "dashed": [{"label": "ideal", "values": snr_db}],
+            "curves": [{"label": "one", "mean": snr_db, "low": snr_db, "high": snr_db}] * 4}  # fmt: skip
+    right = {**left, "y_scale": "log", "dashed": [],
+             "curves": [{"label": "loss", "mean": x, "low": x, "high": x}] * 5}  # fmt: skip
+    parts = [left, right]
+    figure = plotting.panels({**SUMMARY, "panels": parts, "seed": 17})
     figure.canvas.draw()
     inside = figure.get_tightbbox(figure.canvas.get_renderer())
     width, height = figure.get_size_inches()

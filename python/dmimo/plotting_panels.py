@@ -45,8 +45,9 @@ def panels(summary: Mapping) -> Figure:
     figure.suptitle(f"{summary['title']}\n", x=0.01, ha="left", fontsize=11, linespacing=1.1 + 0.85 * lines)
     _, height = figure.get_size_inches()
     figure.text(0.01, 1 - 0.32 / height, caption, fontsize=8.5, color="#505050", va="top", in_layout=False)
-    # Ticks may get more digits with the first layout; the next one makes room for them.
-    figure.canvas.draw()
+    # A layout changes how many ticks there are, these their digits, and the next layout makes room for them.
+    for _ in range(2):
+        figure.draw_without_rendering()
     return figure
 
 
