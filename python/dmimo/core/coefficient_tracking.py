@@ -258,7 +258,7 @@ class _LinkTracker(GraphTracker):
         applied, wild = np.zeros_like(allowed), np.zeros_like(allowed)
         # Twice: what could not be unwrapped at first may be, with what the other links tell.
         for _ in range(2):
-            spread = np.einsum("ls,st,lt->l", rows, known[1], rows) + 0.5 * variance
+            spread = np.sum((rows @ known[1]) * rows, axis=1) + 0.5 * variance
             residual = wrap(np.where(allowed, phase - rows @ known[0], 0.0))
             clear = allowed & ~applied & ~wild & (spread <= MAX_INNOVATION_STD_RAD**2)
             wild |= clear & (residual**2 > GATE**2 * spread)
