@@ -12,6 +12,7 @@ from .core.waveforms import SlotLayout
 from .protocols import verification
 from .protocols.bidirectional import ExchangeRole
 from .protocols.bidirectional_collector import BidirectionalCollector
+from .protocols.bidirectional_filter import Filtered
 from .protocols.bidirectional_plan import TRAINING, BidirectionalPlan
 from .protocols.bidirectional_tracking import Extrapolation, OneWay
 from .protocols.bidirectional_training import TrainingCollector, TrainingRole
@@ -133,5 +134,8 @@ class Bidirectional:
         return collectors
 
     def _tracking(self) -> Extrapolation:
-        kinds = {"none": Extrapolation, "wideband": OneWay}
-        return kinds[self._settings.tracking](self.plan)
+        settings = self._settings
+        if settings.tracking == "kalman":
+            return Filtered(self.plan, linewidth_hz=settings.linewidth_hz, drift_hz=settings.drift_hz,
+                            drift_period_s=settings.drift_period_s)
+        return (OneWay if settings.tracking == "wideband" else Extrapolation)(self.plan)

@@ -99,7 +99,7 @@ class BidirectionalCollector:
         if reasons:
             return self._failed(EXCHANGE, csi, reasons)
         self._failures, self.estimate = 0, estimate
-        self.calibration, self.ue_calibration = self._tracking.calibrated(estimate, csi)
+        self.calibration, self.ue_calibration = self._tracking.calibrated(estimate, csi, read.again)
         self._note(EXCHANGE, "calibrated")
         return ()
 

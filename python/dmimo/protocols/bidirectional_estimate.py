@@ -17,6 +17,7 @@ from ..core.bidirectional import (
 )
 from ..core.bidirectional_bounds import link_laplacian_pinv
 from ..core.delay import DelayEstimate
+from ..core.link_frequency import LinkFrequency
 from ..core.node_frequency import NodeFrequencies
 from .bidirectional_arrivals import arrivals
 from .bidirectional_frequency import exchange_frequencies
@@ -54,7 +55,7 @@ class ExchangeEstimate(NamedTuple):
 
     trp_links and ue_links are the estimates from C and from 1 / C; used (M, N), links that counted; apart_hz (M, N),
     frequency of the UE of each link less that of its TRP; contradicts (M, N), used links that the coefficients of all
-    others do not explain.
+    others do not explain; trp_phase and ue_phase (M, N), of C at the reference time as each side has read it.
     """
 
     trp: SideCalibration
@@ -62,9 +63,12 @@ class ExchangeEstimate(NamedTuple):
     trp_links: DelayEstimate
     ue_links: DelayEstimate
     used: np.ndarray
+    link_frequencies: LinkFrequency
     frequencies: NodeFrequencies
     apart_hz: np.ndarray
     contradicts: np.ndarray
+    trp_phase: np.ndarray
+    ue_phase: np.ndarray
 
 
 def estimate_exchange(plan: BidirectionalPlan, read: Coefficients, csi: Csi,
@@ -93,12 +97,12 @@ def estimate_exchange(plan: BidirectionalPlan, read: Coefficients, csi: Csi,
                            for c, k in zip(centred, combs, strict=True))
     used = trp_links.trusted & ue_links.trusted.T
     require_links(used)
-    frequencies = exchange_frequencies(plan, csi, read, trp_links, ue_links, used)
+    link_frequencies, frequencies = exchange_frequencies(plan, csi, read, trp_links, ue_links, used)
     ports_hz = (frequencies.frequency_trp_hz[plan.node_of_trp_port], frequencies.frequency_ue_hz[plan.node_of_ue_port])
     apart = ports_hz[1] - ports_hz[0][:, None]
     middle = round(0.5 * float(read.trp_time.mean() + read.ue_time.mean()))
     own_first = slice(None, plan.num_trp_ports), slice(plan.num_trp_ports, None)
-    sides, agreeing = [], used.copy()
+    sides, phases, agreeing = [], [], used.copy()
     for own, c, k, links, mask, late in zip((0, 1), centred, combs, (trp_links, ue_links), (used, used.T),
                                             (read.trp_time, read.ue_time), strict=True):
         turn = 4.0 * np.pi / rate * (apart if own == 0 else -apart.T) * (middle - late)
@@ -108,13 +112,15 @@ def estimate_exchange(plan: BidirectionalPlan, read: Coefficients, csi: Csi,
         turned = (4.0 * np.pi * late[mask].std() / rate) ** 2 * frequency_variance(plan, frequencies, own)
         fits = _agreement(nodes, links, turn, turned.max())
         agreeing &= fits if own == 0 else fits.T
+        phases.append(np.angle(links.gain) + turn)
         covariance, first = _covariance(links, mask, k.shape[-1]), clocks[own_first[own]]
         sides.append(SideCalibration(
             nodes.c_trp, 2.0 * (nodes.delay_trp_s + first - first[0]), ports_hz[own] - ports_hz[own][0], covariance,
             np.sqrt(0.5 * np.diagonal(covariance).real + turned), csi.origin + middle))
     links = (trp_links._replace(delay_s=trp_links.delay_s + 2.0 * apart_s),
              ue_links._replace(delay_s=ue_links.delay_s - 2.0 * apart_s.T))
-    return ExchangeEstimate(*sides, *links, used, frequencies, apart, used & ~agreeing)
+    return ExchangeEstimate(*sides, *links, used, link_frequencies, frequencies, apart, used & ~agreeing,
+                            phases[0], -phases[1].T)
 
 
 def _agreement(nodes: BidirectionalCalibration, links: DelayEstimate, turn: np.ndarray, turned: float) -> np.ndarray:

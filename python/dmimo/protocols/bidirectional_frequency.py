@@ -11,8 +11,8 @@ from .bidirectional_plan import BidirectionalPlan
 
 
 def exchange_frequencies(plan: BidirectionalPlan, csi: Csi, read: Coefficients, trp_links: DelayEstimate,
-                         ue_links: DelayEstimate, used: np.ndarray) -> NodeFrequencies:
-    """Frequencies relative to the first TRP, of nodes: their ports share an oscillator.
+                         ue_links: DelayEstimate, used: np.ndarray) -> tuple[LinkFrequency, NodeFrequencies]:
+    """Frequencies of the links (M, N) between ports, and of the nodes, whose ports share an oscillator.
 
     Parameters
     ----------
@@ -45,7 +45,8 @@ def exchange_frequencies(plan: BidirectionalPlan, csi: Csi, read: Coefficients, 
         ]
         for part, values in zip(parts, link_frequency(groups), strict=True):
             part[here] = values
-    return node_frequencies(_of_nodes(plan, LinkFrequency(*parts)))
+    links = LinkFrequency(*parts[:-1], parts[-1] > 0)
+    return links, node_frequencies(_of_nodes(plan, links))
 
 
 def _group(plan: BidirectionalPlan, here: np.ndarray, soundings, times, turns: float, noise=None) -> Soundings:
@@ -63,11 +64,11 @@ def _of_nodes(plan: BidirectionalPlan, links: LinkFrequency) -> LinkFrequency:
     def total(values: np.ndarray) -> np.ndarray:
         return trp.T @ values @ ue
 
-    trusted = links.trusted.astype(bool)
+    trusted = links.trusted
     weights = np.where(trusted, 1.0 / np.where(trusted, links.frequency_std_hz, 1.0) ** 2, 0.0)
     sums = np.maximum(total(weights), np.finfo(float).tiny)
     frequency = total(weights * np.where(trusted, links.frequency_hz, 0.0)) / sums
     worst = total(weights * np.where(trusted, links.outlier_probability, 0.0)) / sums
     walk = np.sqrt(total(weights * np.where(trusted, links.walk_std_hz, 0.0) ** 2) / sums)
     return LinkFrequency(frequency, 1.0 / np.sqrt(sums), walk, worst, np.full(frequency.shape, np.nan),
-                         total(trusted) > 0)
+                         total(trusted.astype(float)) > 0)

@@ -13,8 +13,11 @@ from .bidirectional_estimate import ExchangeEstimate, SideCalibration, frequency
 from .bidirectional_links import Csi
 from .bidirectional_plan import BidirectionalPlan
 
-# Changes of delay that are searched for, over the most that the sample clocks should drift.
-DRIFT_MARGIN = 2.0
+DIRECTIONS: tuple[csi_tracking.Direction, csi_tracking.Direction] = ("uplink", "downlink")
+Changes = tuple[csi_tracking.PhaseChange, csi_tracking.PhaseChange]
+"""From SRS and from CSI-RS."""
+# Changes of delay that are searched for, over the most that the sample clocks should drift, and in any case.
+DRIFT_MARGIN, LEAST_SAMPLES = 2.0, 1e-3
 
 
 class Sides(NamedTuple):
@@ -41,8 +44,8 @@ class Extrapolation:
         self._frequency_std = Sides(np.zeros(0), np.zeros(0))
         self._apart_hz = np.zeros(0)
 
-    def calibrated(self, estimate: ExchangeEstimate, csi: Csi) -> Sides:
-        """Take an exchange."""
+    def calibrated(self, estimate: ExchangeEstimate, csi: Csi, again: Csi) -> Sides:
+        """Take an exchange, with its first and second soundings."""
         self._last, self._anchor = Sides(estimate.trp, estimate.ue), csi
         self._frequency_std = Sides(*(np.sqrt(frequency_variance(self._plan, estimate.frequencies, side))
                                       for side in (0, 1)))
@@ -86,40 +89,47 @@ class OneWay(Extrapolation):
 
     def tracked(self, csi: Csi) -> Sides:
         """Coefficients at the time of these soundings, from the phases of all links against those at the exchange."""
-        first, (trp, ue), num_trp = self._anchor, self._last, self._plan.num_trp_ports
         sample = csi.origin + round(float(csi.g_time.mean()))
-        apart = csi.origin - first.origin
-        up = self._turns("uplink", first.g, csi.g, apart + csi.g_time - first.g_time, sample, 0)
-        down = self._turns("downlink", first.h, csi.h, apart + csi.h_time - first.h_time, sample, num_trp)
-        own = slice(0, num_trp), slice(num_trp, None)
+        elapsed, num_trp = sample - self._last.trp.reference_time, self._plan.num_trp_ports
+        trp, ue = self._turns(self._changes(self._anchor, csi, elapsed))
         self._tracked = Sides(
-            self._turned(trp, up.turn_trp_rad, up.delay_trp_s, up, own[0], self._frequency_std.trp, sample),
-            self._turned(ue, down.turn_ue_rad, down.delay_ue_s, down, own[1], self._frequency_std.ue, sample))
+            self._turned(self._last.trp, trp.turn_trp_rad, trp.delay_trp_s, trp, slice(0, num_trp),
+                         self._frequency_std.trp, sample),
+            self._turned(self._last.ue, ue.turn_ue_rad, ue.delay_ue_s, ue, slice(num_trp, None),
+                         self._frequency_std.ue, sample))
         return self._tracked
 
     def deviation_rad(self, sample: int) -> float:
         """That of the last tracking: soundings against the exchange's get no worse with time."""
         return max(float(side.phase_std_rad.max()) for side in self._tracked)
 
-    def _turns(self, direction: csi_tracking.Direction, before: np.ndarray, after: np.ndarray, late: np.ndarray,
-               sample: int, reference: int) -> csi_tracking.NodeTurns:
-        """Turns of all ports; links that were sounded at other times are brought to one by their own frequency."""
-        plan, rate = self._plan, self._plan.grid.samp_rate
-        elapsed = sample - self._last.trp.reference_time
-        sign, mapping = (1.0, plan.up) if direction == "uplink" else (-1.0, plan.down)
-        after = after * np.exp(-2j * np.pi * sign * self._apart_hz * (late - elapsed) / rate)[..., None]
-        subcarriers = mapping.sounding_subcarriers[None] if direction == "uplink" else (
-            mapping.sounding_subcarriers[:, None])
-        drift_s = DRIFT_MARGIN * plan.max_cfo_hz / plan.center_freq * elapsed / rate
-        change = csi_tracking.phase_change(before, after, subcarriers=subcarriers,
-                                           spacing=plan.grid.subcarrier_spacing_hz,
-                                           max_delay_change=min(drift_s, self._longest_s(mapping)))
-        return csi_tracking.node_turns(change, direction=direction, reference=reference)
+    def _turns(self, changes: Changes) -> list[csi_tracking.NodeTurns]:
+        """Turns of all ports, from SRS relative to the first TRP's, from CSI-RS relative to the first UE's."""
+        return [csi_tracking.node_turns(change, direction=direction, reference=reference) for change, direction,
+                reference in zip(changes, DIRECTIONS, (0, self._plan.num_trp_ports), strict=True)]
+
+    def _changes(self, first: Csi, csi: Csi, elapsed: float) -> Changes:
+        """What happened to the links in `elapsed` samples since the first soundings, as SRS and as CSI-RS show it.
+
+        Links are sounded one after another; each is brought to the same time by its own frequency.
+        """
+        plan, rate, out = self._plan, self._plan.grid.samp_rate, []
+        drift_s = (DRIFT_MARGIN * plan.max_cfo_hz / plan.center_freq * abs(elapsed) + LEAST_SAMPLES) / rate
+        for before, after, times, sign, exchange, k in (
+            (first.g, csi.g, csi.g_time - first.g_time, 1.0, plan.up, plan.up.sounding_subcarriers[None]),
+            (first.h, csi.h, csi.h_time - first.h_time, -1.0, plan.down, plan.down.sounding_subcarriers[:, None]),
+        ):
+            late = csi.origin - first.origin + times - elapsed
+            turned = after * np.exp(-2j * np.pi * sign * self._apart_hz * late / rate)[..., None]
+            out.append(csi_tracking.phase_change(
+                before, turned, subcarriers=k, spacing=plan.grid.subcarrier_spacing_hz,
+                max_delay_change=min(drift_s, self._longest_s(exchange))))
+        return tuple(out)
 
     @staticmethod
-    def _longest_s(mapping: OfdmExchange) -> float:
+    def _longest_s(exchange: OfdmExchange) -> float:
         """Change of delay that a comb can tell from an alias."""
-        return 0.5 / (mapping.mapping.num_sounding * mapping.grid.subcarrier_spacing_hz)
+        return 0.5 / (exchange.mapping.num_sounding * exchange.grid.subcarrier_spacing_hz)
 
     def _turned(self, side: SideCalibration, turn: np.ndarray, delay_s: np.ndarray, turns: csi_tracking.NodeTurns,
                 own: slice, frequency_std: np.ndarray, sample: int) -> SideCalibration:
