@@ -65,7 +65,7 @@ class Soundings:
     ----------
     g : (..., L, K), L of at least 2 soundings of each link (..., M, N) on K elements; gains of links alone have K = 1.
     times_s : (L,) in any order, to which the soundings belong (a two-way coefficient: the midpoint).
-    turns : u, by how much more than f the soundings turn.
+    turns : u, the soundings turn with u f.
     noise_var : scalar or broadcastable to (..., L), of an element; None: found from the soundings, one for all L, which
         needs K of at least 2.
     """
