@@ -188,7 +188,7 @@ def test_links_without_a_signal_are_left_out():
     np.testing.assert_array_equal(links.used, ~out)
     np.testing.assert_allclose(links.gain[~out], whole.gain[~out], rtol=0.01)
     assert np.isfinite(links.gain).all()
-    np.testing.assert_array_equal(links.gain[1], whole.gain[1])
+    np.testing.assert_allclose(links.gain[1], whole.gain[1], rtol=1e-12)
     assert joint_cross(e, TABLE, SPACING, max_delay=LIMIT_S).used.sum() == 2 * M * N - 2
     e[0, :, :, 0] = complex_normal(rng, M, M, 49)
     with pytest.raises(DisconnectedLinksError, match=r"\{UE 0\}"):

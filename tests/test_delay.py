@@ -154,6 +154,12 @@ def test_noise_alone_and_what_is_not_finite_are_not_trusted():
     estimate = delay_estimate(g, COMB, SPACING)
     np.testing.assert_array_equal(estimate.trusted, [False, False, True])
     assert np.isnan(estimate.delay_s[:2]).all()
+    # What is not finite does not spoil the others.
+    far = np.full((3, 49), np.nan, complex)
+    far[1], far[2] = np.inf, link(13e-9, 2j, COMB)
+    delay, gain = synchronization.delay_and_gain(far, COMB, SPACING)
+    np.testing.assert_allclose(delay * SPACING, [np.nan, np.nan, 13e-9 * SPACING], atol=1e-13)
+    np.testing.assert_allclose(gain[2], 2j, atol=1e-11)
     # A delay beyond the limit is not where the estimate says.
     far = delay_estimate(link(40e-9, 1.0, COMB), COMB, SPACING, max_delay=20e-9)
     assert not far.trusted

@@ -5,9 +5,9 @@ r"""Delay and gain of a link from its subcarriers, by maximum likelihood.
 
 with k the subcarrier counted from band centre, :math:`\Delta` the spacing in Hz, d the delay in s and a the complex
 gain at band centre. The likelihood is largest where :math:`|\sum_k g_k e^{2j \pi k \Delta d}|^2` is. One FFT over the
-comb, zero where there is no pilot, finds the right peak, and Newton's method ends on it. Between two points of the FFT
-the sum is a polynomial of the delay to machine precision: its coefficients are one matrix product, and the steps cost
-the same for any number of pilots.
+comb, zero where there is no pilot, finds the right peak, and Newton's method ends on it. The FFT has four times as many
+points as the sum needs: between two of them the sum is, to machine precision, a polynomial that follows from the
+nearest 17, so that nothing after the FFT depends on the number of pilots.
 
 References
 ----------
@@ -16,12 +16,15 @@ Bidirectional calibration (CARS), eq. (23) to (25). Deviations: k are the true i
 argument: of a two-way coefficient it is twice the offset between the nodes.
 """
 
+import math
 from collections.abc import Iterator
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import fft
+from scipy.special import factorial
 
 from .bidirectional_bounds import delay_crlb, outlier_probability
 from .frequency import detection_threshold
@@ -31,12 +34,16 @@ _OVERSAMPLING = 4
 _SCALLOP = 0.15
 # Peaks that are climbed because they may be higher between the points; each round takes the next best.
 _RIVAL_ROUNDS = 4
-# Terms of the polynomial: the phases at the ends turn by pi / 4 from a point to the next, (pi / 4)^17 / 17! = 5e-17.
-_TERMS = 17
-# Newton's method doubles the digits from about one; more steps only where noise made the top flat.
+# Points on either side that the polynomial comes from: its error is 5e-13 of their height, 2e-14 with one more.
+_NEIGHBOURS = 8
+# Terms of the polynomial: up to half a point away the phases at the ends turn by pi / 8, (pi / 8)^13 / 13! = 9e-16; up
+# to a point, where a limit cuts a peak, 7e-12.
+_TERMS = 13
+# Newton's method doubles the digits from about two; more steps only where noise made the top flat.
 _NEWTON_STEPS = 12
+_LAST_STEP = 3e-5
 # Values of the spectra of the links searched at once: they stay in the cache.
-_CHUNK_VALUES = 1 << 16
+_CHUNK_VALUES = 1 << 17
 # Largest chance of a wrong peak with which a delay is still trusted.
 MAX_OUTLIER_PROBABILITY = 1e-2
 
@@ -125,9 +132,7 @@ def delay_estimate(
     with np.errstate(invalid="ignore"):
         detected = num_pilots * np.abs(gain) ** 2 > threshold * energy
     trusted = detected & (outlier <= MAX_OUTLIER_PROBABILITY) & ~search.outside & np.isfinite(search.delay_s)
-    return DelayEstimate(
-        search.delay_s, gain, crlb.delay_std_s, crlb.phase_std_rad, element_var, outlier, trusted
-    )
+    return DelayEstimate(search.delay_s, gain, crlb.delay_std_s, crlb.phase_std_rad, element_var, outlier, trusted)
 
 
 def residual_variance(energy: NDArray, gain: NDArray, num_pilots: int) -> NDArray:
@@ -146,7 +151,8 @@ def _search(g: NDArray, k: NDArray, spacing: float, max_delay: float | None) -> 
         max_cycles = _max_cycles(max_delay, step * spacing)
         size = max(1, _CHUNK_VALUES // (_OVERSAMPLING * length))
         for start in range(0, len(rows), size):
-            part = rows[start : start + size]
+            # A slice where it will do: rows are not copied.
+            part = slice(start, start + size) if len(rows) == num else rows[start : start + size]
             with np.errstate(invalid="ignore", over="ignore"):
                 cycles, total, out.outside[part] = _peak(flat[part], points, max_cycles)
             out.delay_s[part] = cycles / (step * spacing)
@@ -164,78 +170,121 @@ def _peak(g: NDArray, points: NDArray, max_cycles: float) -> tuple[NDArray, NDAr
     """
     length = int(points.max()) + 1
     size = fft.next_fast_len(_OVERSAMPLING * length)
-    valid = np.isfinite(g).all(axis=-1) & g.any(axis=-1)
-    g = np.where(valid[:, None], g, 1.0)
-    padded = np.zeros((len(g), size), complex)
-    padded[:, points] = g
-    spectrum = fft.ifft(padded, axis=-1, norm="forward", overwrite_x=True)
-    power = spectrum.real**2 + spectrum.imag**2
+    spectrum = np.zeros((len(g), size), complex)
+    # A comb without gaps, as most are, is copied as a block.
+    block = length == len(points) and points[0] == 0 and np.all(np.diff(points) == 1)
+    spectrum[:, slice(0, length) if block else points] = g
+    spectrum = fft.ifft(spectrum, axis=-1, norm="forward", overwrite_x=True)
+    power = _square(spectrum)
     height = power.max(axis=-1)
-    bins = fft.fftfreq(size, 1.0 / size)
-    # One point beyond the limit: the peak may lie between the last one inside and the limit.
-    power[:, np.abs(bins) >= max_cycles * size + 1.0] = -1.0
-    cycles, total = _climb(g, points, bins[power.argmax(axis=-1)], size, max_cycles)
-    value = np.abs(total) ** 2
-    rows, last = np.arange(len(g)), cycles
+    if max_cycles < 0.5:
+        # One point beyond the limit: the peak may lie between the last one inside and the limit.
+        power[:, np.abs(fft.fftfreq(size, 1.0 / size)) >= max_cycles * size + 1.0] = -1.0
+    climb = partial(_climb, spectrum, centre=0.5 * (length - 1), limit=max_cycles * size)
+    rows = np.arange(len(g))
+    peak, total = climb(rows, power.argmax(axis=-1))
+    value, last = _square(total), peak
     for _ in range(_RIVAL_ROUNDS):
         # Out with the peak climbed last; another may be higher between the points, or this one cut by the limit.
-        near = np.rint(last * size).astype(int)[:, None] + np.arange(-1, 2)
+        near = np.rint(last).astype(int)[:, None] + np.arange(-1, 2)
         power[rows[:, None], near % size] = -1.0
-        rows = rows[power[rows].max(axis=-1) > (1.0 - _SCALLOP) * value[rows]]
+        left = power if len(rows) == len(g) else power[rows]
+        rows = rows[left.max(axis=-1) > (1.0 - _SCALLOP) * value[rows]]
         if not len(rows):
             break
-        last, other = _climb(g[rows], points, bins[power[rows].argmax(axis=-1)], size, max_cycles)
-        better = np.abs(other) ** 2 > value[rows]
-        cycles[rows[better]], total[rows[better]] = last[better], other[better]
-        value[rows] = np.abs(total[rows]) ** 2
+        last, other = climb(rows, power[rows].argmax(axis=-1))
+        better = _square(other) > value[rows]
+        peak[rows[better]], total[rows[better]] = last[better], other[better]
+        value[rows] = _square(total[rows])
     outside = height > value * (1 + 1e-9)
-    wrapped = cycles - np.rint(cycles) if max_cycles == 0.5 else cycles
-    total = np.where(valid, total, np.nan)
-    return np.where(valid, wrapped, np.nan), total, outside
+    cycles = peak / size
+    if max_cycles == 0.5:
+        cycles -= np.rint(cycles)
+    valid = np.isfinite(height) & (height > 0)
+    return np.where(valid, cycles, np.nan), np.where(valid, total, np.nan), outside
 
 
-def _climb(
-    g: NDArray, points: NDArray, start: NDArray, size: int, max_cycles: float
-) -> tuple[NDArray, NDArray]:
-    """Cycles (B,) of the peak next to the point start / size, within one point and the limit, and the sum there."""
-    centre = 0.5 * points.max()
-    turn = np.exp(2j * np.pi * np.arange(size) / size)
-    shifted = g * turn[(start.astype(int)[:, None] * points) % size]
-    # Coefficients of the sum as a polynomial of the offset from the point, with the phase at the centre of the comb.
-    terms = np.cumprod(np.full((_TERMS, 1), 2j * np.pi / size) * (points - centre) / np.arange(1, _TERMS + 1)[:, None],
-                       axis=0)  # fmt: skip
-    series = [shifted.sum(axis=-1), *(shifted @ terms.T).T]
-    low, high = -np.ones(len(g)), np.ones(len(g))
-    if max_cycles < 0.5:
-        low, high = np.maximum(low, -max_cycles * size - start), np.minimum(high, max_cycles * size - start)
-    offset = np.clip(0.0, low, high)
+def _climb(spectrum: NDArray, rows: NDArray, start: NDArray, *, centre: float, limit: float) -> tuple[NDArray, NDArray]:
+    """Point (B,) of the peak next to the point `start` of some rows, within one point and the limit, and the sum there.
+
+    spectrum (rows, size) of sums over pilots whose middle is `centre`; a limit of half of size is none.
+    """
+    size = spectrum.shape[-1]
+    apart = np.arange(-_NEIGHBOURS, _NEIGHBOURS + 1)
+    nearby = np.take(spectrum, (rows * size)[:, None] + (start[:, None] + apart) % size)
+    nearby *= np.exp(-2j * np.pi * centre / size * apart)
+    nearby = np.stack([nearby.real.T, nearby.imag.T], axis=1)
+    before, here, after = (part[0] ** 2 + part[1] ** 2 for part in nearby[_NEIGHBOURS - 1 : _NEIGHBOURS + 2])
+    # Value, slope and curvature, real and imaginary, as polynomials (terms, 3, 2, B) of the offset.
+    series = (_interpolation() @ nearby.reshape(len(apart), -1)).reshape(_TERMS, 3, 2, len(start))
+    start = start - size * (2.0 * start >= size)
+    low, high = -1.0, 1.0
+    if 2 * limit < size:
+        low, high = np.maximum(low, -limit - start), np.minimum(high, limit - start)
+    # From the parabola through the three points.
+    bend = before - 2.0 * here + after
+    moved = np.divide(0.5 * (before - after), bend, out=np.zeros_like(bend), where=bend < 0)
+    moved = np.minimum(np.maximum(moved, low), high)
     for _ in range(_NEWTON_STEPS):
-        s0, s1, s2 = _expand(series, offset)
-        slope = (s0.conj() * s1).real
-        curvature = (s0.conj() * s2).real + np.abs(s1) ** 2
+        offset = moved
+        s0, s1, s2 = _evaluate(series, offset)
+        slope = s0[0] * s1[0] + s0[1] * s1[1]
+        curvature = s0[0] * s2[0] + s0[1] * s2[1] + s1[0] * s1[0] + s1[1] * s1[1]
         step = np.divide(-slope, curvature, out=0.25 * np.sign(slope), where=curvature < 0)
-        moved = np.clip(offset + np.clip(step, -0.5, 0.5), low, high)
-        length, offset = np.abs(moved - offset).max(initial=0.0), moved
-        # One step after 1e-8 there is nothing left: the error squares.
-        if not length > 1e-9:
+        moved = np.minimum(np.maximum(offset + np.minimum(np.maximum(step, -0.5), 0.5), low), high)
+        step = moved - offset
+        # The error of a step is some hundredths of its square, in points.
+        if not np.any(np.abs(step) > _LAST_STEP):
             break
-    total = _expand(series, offset)[0] * np.exp(2j * np.pi * offset * centre / size)
-    return (start + offset) / size, total
+    real, imag = s0 + step * (s1 + 0.5 * step * s2)
+    return start + moved, (real + 1j * imag) * np.exp(2j * np.pi * centre / size * moved)
 
 
-def _expand(series: list[NDArray], offset: NDArray) -> tuple[NDArray, NDArray, NDArray]:
-    """Polynomial and its first two derivatives at the offsets, by Horner's rule."""
-    s0, s1, s2 = series[-1], 0.0, 0.0
+def _square(values: NDArray) -> NDArray:
+    """Squared modulus."""
+    out = values.real**2
+    out += values.imag**2
+    return out
+
+
+def _evaluate(series: NDArray, offset: NDArray) -> NDArray:
+    """Polynomials (terms, ..., B) at the offsets (B,), by Horner's rule."""
+    value = series[-1].copy()
     for coefficient in series[-2::-1]:
-        s2 = s2 * offset + s1
-        s1 = s1 * offset + s0
-        s0 = s0 * offset + coefficient
-    return s0, s1, 2.0 * s2
+        value *= offset
+        value += coefficient
+    return value
+
+
+@lru_cache(maxsize=1)
+def _interpolation() -> NDArray:
+    r"""Coefficients A (terms * 3, neighbours) of polynomials in the offset x from a point, from the values around it.
+
+    A signal of frequencies w up to pi / 4 per point is :math:`\sum_t x^t \sum_n A_{tn} v_n` between the points, where A
+    solves :math:`\sum_n A_{tn} e^{j w n} = (j w)^t / t!` for all these w in least squares. After each term of the
+    value come those of its first two derivatives.
+    """
+    apart, term = np.arange(-_NEIGHBOURS, _NEIGHBOURS + 1), np.arange(_TERMS)
+    frequency = np.pi / _OVERSAMPLING * np.cos(np.pi * (np.arange(200) + 0.5) / 200)
+    wave = np.exp(1j * np.multiply.outer(frequency, apart))
+    taylor = (1j * frequency[:, None]) ** term / factorial(term)
+    value = np.linalg.lstsq(
+        np.concatenate([wave.real, wave.imag]), np.concatenate([taylor.real, taylor.imag]), rcond=1e-15
+    )[0]
+    slope = np.roll(value * term, -1, axis=1)
+    curvature = np.roll(slope * term, -1, axis=1)
+    return np.stack([value, slope, curvature]).transpose(2, 0, 1).reshape(-1, len(apart))
 
 
 def _patterns(k: NDArray, shape: tuple[int, ...]) -> Iterator[tuple[NDArray, NDArray]]:
     """Rows of the batch that have the same subcarriers but for a common shift, and these (K,), from 0."""
     shifted = k - k.min(axis=-1, keepdims=True)
+    if not shifted.size:
+        return
+    pattern = shifted.reshape(-1, shape[-1])[0]
+    if np.all(shifted == pattern):
+        yield np.arange(math.prod(shape[:-1])), pattern
+        return
     distinct, member = np.unique(shifted.reshape(-1, shape[-1]), axis=0, return_inverse=True)
     member = np.broadcast_to(np.reshape(member, k.shape[:-1]), shape[:-1]).reshape(-1)
     for index, pattern in enumerate(distinct):
