@@ -65,6 +65,7 @@ class CoefficientTracker:
     reference : node (UE n is M + n) that the results are relative to.
     direction : of the one-way soundings, see `csi_tracking`.
     path_rate_rad2_s : variance rate of 2 phi by slow changes of the channels themselves, each link on its own.
+    oscillators : (M + N,) numbers; ports with the same one belong to one radio. None: one for each.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class CoefficientTracker:
         reference: int = 0,
         direction: Direction = "uplink",
         path_rate_rad2_s: float = 0.0,
+        oscillators: ArrayLike | None = None,
     ):
         if num_trp < 1 or num_ue < 1:
             raise ValueError(f"num_trp={num_trp} and num_ue={num_ue} must be at least 1")
@@ -88,7 +90,7 @@ class CoefficientTracker:
         self._shape, self._sign = (num_trp, num_ue), direction_sign(direction)
         self._graph = _LinkTracker(
             samp_rate, num_trp, num_ue, path_rate_rad2_s, linewidth_hz=linewidth_hz, offset_std_hz=offset_std_hz,
-            drift_hz=drift_hz, drift_period_s=drift_period_s, leader=reference,
+            drift_hz=drift_hz, drift_period_s=drift_period_s, leader=reference, oscillators=oscillators,
         )  # fmt: skip
 
     @property

@@ -47,6 +47,7 @@ class GraphTracker:
     linewidth_hz, drift_hz, drift_period_s : (M,) or scalars, of each single node.
     offset_std_hz : of the constant part of each node's frequency, about zero.
     num_nodes, leader : M and the node that the results are relative to.
+    oscillators : (M,) numbers; nodes with the same one turn alike, ports of one radio. None: one for each node.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class GraphTracker:
         drift_hz: ArrayLike = 0.0,
         drift_period_s: ArrayLike = 100.0,
         leader: int = 0,
+        oscillators: ArrayLike | None = None,
     ):
         if not samp_rate > 0 or not np.all(np.asarray(offset_std_hz) > 0):
             raise ValueError(f"samp_rate={samp_rate} and offset_std_hz={offset_std_hz} must be positive")
@@ -67,6 +69,10 @@ class GraphTracker:
         self.samp_rate, self.leader, self._num = float(samp_rate), leader, num_nodes
         self.model = CarrierModel(*(np.broadcast_to(np.asarray(part, float), num_nodes)
                                     for part in (linewidth_hz, drift_hz, drift_period_s)))
+        numbers = np.arange(num_nodes) if oscillators is None else np.asarray(oscillators)
+        if numbers.shape != (num_nodes,):
+            raise ValueError(f"oscillators has shape {numbers.shape}; it must be ({num_nodes},)")
+        self._shared = numbers[:, None] == numbers
         self._prior = np.broadcast_to(self.model.frequency_prior(offset_std_hz), (num_nodes, 2, 2))
         self._prior_hz = np.zeros(num_nodes)
         self._sample, self._gated = 0.0, 0
@@ -166,7 +172,8 @@ class GraphTracker:
     def _node_model(self, interval_s: float) -> tuple[NDArray, NDArray]:
         """Transition and process noise of all nodes' states, (3 M, 3 M) each."""
         intervals = np.full(self._num, interval_s)
-        return _by_node(self.model.transition(intervals)), _by_node(self.model.noise(intervals))
+        alone = np.eye(self._num, dtype=bool)
+        return _by_node(self.model.transition(intervals), alone), _by_node(self.model.noise(intervals), self._shared)
 
     def _gauge(self, state: NDArray, covariance: NDArray) -> tuple[NDArray, NDArray]:
         """The same with the leader's phase as zero."""
@@ -180,7 +187,7 @@ class GraphTracker:
         state = np.concatenate([np.zeros(self._num), self._prior_hz, self._prior_hz])
         blocks = np.zeros((self._num, 3, 3))
         blocks[:, 1:, 1:] = self._prior
-        return state, _by_node(blocks)
+        return state, _by_node(blocks, self._shared)
 
     def _with_phases(self, known, phase: NDArray, covariance: NDArray) -> tuple[NDArray, NDArray]:
         """The same frequencies with phases known from elsewhere, ``phi_leader - phi_m``."""
@@ -243,10 +250,10 @@ def _inverse(information: NDArray) -> NDArray:
     return np.divide(1.0, information, out=np.full(information.shape, np.inf), where=information > 0)
 
 
-def _by_node(blocks: NDArray) -> NDArray:
-    """(M, 3, 3) of each node -> (3 M, 3 M) in the order of the state."""
+def _by_node(blocks: NDArray, joined: NDArray) -> NDArray:
+    """(M, 3, 3) of each node, also between nodes that are joined (M, M) -> (3 M, 3 M) in the order of the state."""
     num_nodes = len(blocks)
     out = np.zeros((3, num_nodes, 3, num_nodes))
-    each = np.arange(num_nodes)
-    out[:, each, :, each] = blocks
+    first, second = np.nonzero(joined)
+    out[:, first, :, second] = blocks[first]
     return out.reshape(3 * num_nodes, 3 * num_nodes)

@@ -8,6 +8,7 @@ import numpy as np
 from ..core.bidirectional import DisconnectedLinksError
 from . import bidirectional_arrivals
 from .bidirectional_estimate import Estimator, ExchangeEstimate, SideCalibration, estimate_exchange
+from .bidirectional_frequency import UnknownFrequenciesError
 from .bidirectional_links import Csi, Links
 from .bidirectional_plan import EXCHANGE, TRACKING, BidirectionalPlan
 from .bidirectional_tracking import Extrapolation
@@ -88,7 +89,7 @@ class BidirectionalCollector:
         read = self._links.coefficients(grants, results)
         if self._keeps_csi:
             self.csi[-1][1].update(c_trp=read.trp, c_ue=read.ue, c_trp_time=read.trp_time, c_ue_time=read.ue_time)
-        reasons = bidirectional_arrivals.doubts(self._plan, csi)
+        reasons = bidirectional_arrivals.doubts(self._plan, csi) or self._strange_carriers(results)
         if reasons:
             return self._failed(EXCHANGE, csi, reasons)
         try:
@@ -96,6 +97,8 @@ class BidirectionalCollector:
             reasons = self._doubts(estimate, results, csi)
         except DisconnectedLinksError as error:
             reasons = (self._named(error),)
+        except UnknownFrequenciesError as error:
+            reasons = (str(error),)
         if reasons:
             return self._failed(EXCHANGE, csi, reasons)
         self._failures, self.estimate = 0, estimate
@@ -148,6 +151,15 @@ class BidirectionalCollector:
         names = [f"{name}:{port}" for name in (*plan.trps, *plan.ues) for port in range(plan.num_ports[name])]
         parts = ", ".join("{" + ", ".join(names[port] for port in part) + "}" for part in error.components)
         return f"the links above their thresholds do not join all ports; the parts are {parts}"
+
+    def _strange_carriers(self, results) -> tuple[str, ...]:
+        """The node with the mean carrier farthest from zero, where no oscillators within `max_cfo_hz` can make it."""
+        limit, found = self._plan.max_cfo_hz, self._links.carriers_hz(results)
+        name = max(found, key=lambda node: abs(found[node][0]))
+        hertz, std = found[name]
+        if abs(hertz) <= limit + MAX_CARRIER_DEVIATIONS * std:
+            return ()
+        return (f"node {name}: carriers are {hertz:.0f} Hz off: oscillators differ by more than max_cfo_hz = {limit:g}",)
 
     def _doubts(self, estimate: ExchangeEstimate, results, csi: Csi) -> tuple[str, ...]:
         """Frequencies beyond what the exchange can tell: larger than expected, or not those that the symbols show."""

@@ -85,6 +85,8 @@ def estimate_exchange(plan: BidirectionalPlan, read: Coefficients, csi: Csi,
     ------
     DisconnectedLinksError
         If the links on which both readings can be trusted do not join all ports.
+    UnknownFrequenciesError
+        If the oscillators' frequencies do not follow from the soundings.
     """
     rate, spacing = plan.grid.samp_rate, plan.grid.subcarrier_spacing_hz
     combs = plan.down.response_subcarriers, plan.up.response_subcarriers

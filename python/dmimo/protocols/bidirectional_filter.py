@@ -32,9 +32,11 @@ class Filtered(OneWay):
     def __init__(self, plan: BidirectionalPlan, *, linewidth_hz: float, drift_hz: float, drift_period_s: float):
         super().__init__(plan)
         counts = plan.num_trp_ports, plan.num_ue_ports
+        oscillators = np.concatenate([plan.node_of_trp_port, len(plan.trps) + plan.node_of_ue_port])
         self._trackers = Sides(*(CoefficientTracker(
             plan.grid.samp_rate, num_trp=counts[0], num_ue=counts[1], linewidth_hz=linewidth_hz, drift_hz=drift_hz,
-            drift_period_s=drift_period_s, offset_std_hz=plan.max_cfo_hz, direction=direction, reference=reference)
+            drift_period_s=drift_period_s, offset_std_hz=plan.max_cfo_hz, direction=direction, reference=reference,
+            oscillators=oscillators)
             for direction, reference in zip(DIRECTIONS, (0, counts[0]), strict=True)))
         self._first: Csi | None = None
         self._first_sample = 0

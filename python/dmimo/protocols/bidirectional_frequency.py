@@ -3,11 +3,16 @@
 
 import numpy as np
 
+from ..core.bidirectional import DisconnectedLinksError
 from ..core.delay import DelayEstimate
 from ..core.link_frequency import LinkFrequency, Soundings, link_frequency
 from ..core.node_frequency import NodeFrequencies, node_frequencies
 from .bidirectional_links import Coefficients, Csi
 from .bidirectional_plan import BidirectionalPlan
+
+
+class UnknownFrequenciesError(ValueError):
+    """The oscillators' frequencies do not follow from what the links show."""
 
 
 def exchange_frequencies(plan: BidirectionalPlan, csi: Csi, read: Coefficients, trp_links: DelayEstimate,
@@ -23,7 +28,7 @@ def exchange_frequencies(plan: BidirectionalPlan, csi: Csi, read: Coefficients, 
 
     Raises
     ------
-    DisconnectedLinksError
+    UnknownFrequenciesError
         If the links with a frequency that can be trusted do not join all nodes.
     """
     count_trp, count_ue = plan.down.mapping.pilots_per_port, plan.up.mapping.pilots_per_port
@@ -46,7 +51,13 @@ def exchange_frequencies(plan: BidirectionalPlan, csi: Csi, read: Coefficients, 
         for part, values in zip(parts, link_frequency(groups), strict=True):
             part[here] = values
     links = LinkFrequency(*parts[:-1], parts[-1] > 0)
-    return links, node_frequencies(_of_nodes(plan, links))
+    try:
+        return links, node_frequencies(_of_nodes(plan, links))
+    except DisconnectedLinksError:
+        raise UnknownFrequenciesError(
+            f"the frequencies of {int(np.sum(used & ~links.trusted))} of {int(used.sum())} links cannot be trusted: "
+            f"too weak, or oscillators differ by more than the {plan.unambiguous_cfo_hz:.0f} Hz that the exchange can tell"
+        ) from None
 
 
 def _group(plan: BidirectionalPlan, here: np.ndarray, soundings, times, turns: float, noise=None) -> Soundings:
