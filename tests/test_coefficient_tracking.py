@@ -408,3 +408,30 @@ def test_first_pattern_at_10_db_gives_frequencies_that_carry_the_track_through_t
     assert rms["frequency"] == pytest.approx(1.0, rel=0.2)
     assert rms["start"] == pytest.approx(1.0, rel=0.2)
     assert rms["end"] == pytest.approx(1.0, rel=0.2)
+
+
+def test_ports_of_one_radio_share_what_is_known_of_their_oscillator():
+    """Four ports, the second of the first TRP and its first on one oscillator; frequencies of the others' links only."""
+    rng, trials, late = np.random.default_rng(9), 400, 20 * PATTERN
+    owner = np.array([0, 0, 1, 2])  # TRP ports 0 and 1 of one radio, then two UEs
+    seconds = late / RATE
+    errors, alone = [], []
+    for _ in range(trials):
+        frequency = rng.uniform(-500.0, 500.0, 3)[owner]
+        phase = rng.uniform(-np.pi, np.pi, 4)
+        measured = links(frequency, 2) + 0.5 * rng.normal(size=(2, 2))
+        variance = np.array([[0.25, 0.25], [np.inf, np.inf]])
+        answer = wrap(links(phase, 2) + 0.05 * rng.normal(size=(2, 2)))
+        for oscillators, out in ((owner, errors), (None, alone)):
+            tracker = CoefficientTracker(RATE, num_trp=2, num_ue=2, linewidth_hz=1e-6, offset_std_hz=500.0,
+                                         oscillators=oscillators)
+            tracker.update_calibration(answer, 0.05**2, 0.0, measured, variance)
+            known = tracker.predict(late)
+            out.append((wrap(known.phase_trp_rad[1] - (phase[1] - phase[0])), known.phase_std_rad[1]))
+            if oscillators is not None:
+                assert known.oscillator_hz[1] == pytest.approx(0.0, abs=1e-6)
+    error, predicted = np.array(errors).T
+    # Neither port's frequency matters to their difference: it stays as it was measured.
+    assert predicted.max() < 0.06
+    assert np.mean((error / predicted) ** 2) == pytest.approx(1.0, abs=4 * np.sqrt(2 / trials))
+    assert np.array(alone)[:, 1].min() > 4 * np.pi * seconds * 100.0

@@ -159,7 +159,8 @@ class BidirectionalCollector:
         hertz, std = found[name]
         if abs(hertz) <= limit + MAX_CARRIER_DEVIATIONS * std:
             return ()
-        return (f"node {name}: carriers are {hertz:.0f} Hz off: oscillators differ by more than max_cfo_hz = {limit:g}",)
+        return (f"node {name}: carriers are {hertz:.0f} Hz off: oscillators differ by more than max_cfo_hz = "
+                f"{limit:g}",)
 
     def _doubts(self, estimate: ExchangeEstimate, results, csi: Csi) -> tuple[str, ...]:
         """Frequencies beyond what the exchange can tell: larger than expected, or not those that the symbols show."""

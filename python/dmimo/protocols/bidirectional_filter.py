@@ -18,7 +18,8 @@ TAKEN = frozenset({"started", "applied", "restarted", "lost"})
 class Filtered(OneWay):
     """Phases and frequencies from a Kalman filter for each side; sizes and delays are means over the exchanges.
 
-    Soundings count against those of the first exchange, for as long as the channel stays.
+    Soundings count against those of the first exchange, for as long as the channel stays: after some that did not fit,
+    the next exchange begins anew.
 
     Parameters
     ----------
@@ -39,7 +40,7 @@ class Filtered(OneWay):
             oscillators=oscillators)
             for direction, reference in zip(DIRECTIONS, (0, counts[0]), strict=True)))
         self._first: Csi | None = None
-        self._first_sample = 0
+        self._first_sample, self._stale = 0, True
         self._log_size = Sides(_Mean(), _Mean())
         self._delay = Sides(_Mean(), _Mean())
 
@@ -54,8 +55,8 @@ class Filtered(OneWay):
                                        strict=True):
             tracker.update_calibration(phase, np.where(estimate.used, std**2, np.inf), estimate.trp.reference_time,
                                        links.frequency_hz, frequency_var)
-        if self._first is None or not all(tracker.referenced.any() for tracker in self._trackers):
-            self._first, self._first_sample = again, sample
+        if self._stale or not all(tracker.referenced.any() for tracker in self._trackers):
+            self._first, self._first_sample, self._stale = again, sample, False
             self._delay = Sides(_Mean(), _Mean())
             for tracker in self._trackers:
                 tracker.set_reference(sample)
@@ -72,6 +73,7 @@ class Filtered(OneWay):
         for tracker, change in zip(self._trackers, changes, strict=True):
             variance = np.where(change.trusted, change.phase_std_rad**2, np.inf)
             tracker.update_csi(change.phase_rad, variance, sample)
+            self._stale |= tracker.event not in TAKEN
         return self._predicted(sample, self._grown(changes))
 
     def deviation_rad(self, sample: int) -> float:

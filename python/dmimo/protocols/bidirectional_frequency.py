@@ -56,7 +56,8 @@ def exchange_frequencies(plan: BidirectionalPlan, csi: Csi, read: Coefficients, 
     except DisconnectedLinksError:
         raise UnknownFrequenciesError(
             f"the frequencies of {int(np.sum(used & ~links.trusted))} of {int(used.sum())} links cannot be trusted: "
-            f"too weak, or oscillators differ by more than the {plan.unambiguous_cfo_hz:.0f} Hz that the exchange can tell"
+            f"too weak, or oscillators differ by more than the {plan.unambiguous_cfo_hz:.0f} Hz that an exchange can "
+            "tell"
         ) from None
 
 
