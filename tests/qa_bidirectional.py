@@ -6,7 +6,6 @@ import pytest
 from bidirectional_beds import SMALL, Played, changed
 from gnuradio.dmimo import flowgraphs, records
 from gnuradio.dmimo.assembly import Assembly
-from gnuradio.dmimo.protocols.bidirectional_plan import EXCHANGE
 
 ONCE = ("patterns: 2", "patterns: 1")
 SLOTS = ["csi_rs", "ul_cars", "srs", "dl_cars", "csi_rs_pair", "srs_pair"]
