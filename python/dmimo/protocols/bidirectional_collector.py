@@ -101,8 +101,11 @@ class BidirectionalCollector:
             reasons = (str(error),)
         if reasons:
             return self._failed(EXCHANGE, csi, reasons)
+        sides = self._tracking.calibrated(estimate, csi, read.again)
+        if sides.trp.reasons or sides.ue.reasons:
+            return self._failed(EXCHANGE, csi, sides.trp.reasons + sides.ue.reasons)
         self._failures, self.estimate = 0, estimate
-        self.calibration, self.ue_calibration = self._tracking.calibrated(estimate, csi, read.again)
+        self.calibration, self.ue_calibration = sides
         self._note(EXCHANGE, "calibrated")
         return ()
 

@@ -16,6 +16,7 @@ from ..core.bidirectional import (
     require_links,
 )
 from ..core.bidirectional_bounds import link_laplacian_pinv
+from ..core.carrier_model import wrap
 from ..core.delay import DelayEstimate
 from ..core.link_frequency import LinkFrequency
 from ..core.node_frequency import NodeFrequencies
@@ -103,32 +104,65 @@ def estimate_exchange(plan: BidirectionalPlan, read: Coefficients, csi: Csi,
     ports_hz = (frequencies.frequency_trp_hz[plan.node_of_trp_port], frequencies.frequency_ue_hz[plan.node_of_ue_port])
     apart = ports_hz[1] - ports_hz[0][:, None]
     middle = round(0.5 * float(read.trp_time.mean() + read.ue_time.mean()))
-    own_first = slice(None, plan.num_trp_ports), slice(plan.num_trp_ports, None)
-    sides, phases, agreeing = [], [], used.copy()
-    for own, c, k, links, mask, late in zip((0, 1), centred, combs, (trp_links, ue_links), (used, used.T),
-                                            (read.trp_time, read.ue_time), strict=True):
-        turn = 4.0 * np.pi / rate * (apart if own == 0 else -apart.T) * (middle - late)
-        moved = np.where(mask[..., None], c, np.nan) * np.exp(1j * turn)[..., None]
-        nodes = (joint_ml if estimator == "joint_ml" else ml_tls)(moved, k, spacing, max_delay=limit_s)
-        # Links of other rounds were read at other times.
-        turned = (4.0 * np.pi * late[mask].std() / rate) ** 2 * frequency_variance(plan, frequencies, own)
-        fits = _agreement(nodes, links, turn, turned.max())
-        agreeing &= fits if own == 0 else fits.T
-        phases.append(np.angle(links.gain) + turn)
-        covariance, first = _covariance(links, mask, k.shape[-1]), clocks[own_first[own]]
-        sides.append(SideCalibration(
-            nodes.c_trp, 2.0 * (nodes.delay_trp_s + first - first[0]), ports_hz[own] - ports_hz[own][0], covariance,
-            np.sqrt(0.5 * np.diagonal(covariance).real + turned), csi.origin + middle))
+    turn = 4.0 * np.pi / rate * apart
+    trp = _Reading(centred[0], combs[0], trp_links, used, read.trp_time, turn * (middle - read.trp_time))
+    ue = _Reading(centred[1], combs[1], ue_links, used.T, read.ue_time, -turn.T * (middle - read.ue_time))
+    method = joint_ml if estimator == "joint_ml" else ml_tls
+    fits = [method(each.moved, each.subcarriers, spacing, max_delay=limit_s) for each in (trp, ue)]
+    # Links of other rounds were read at other times.
+    turned = [(4.0 * np.pi * each.spread / rate) ** 2 * frequency_variance(plan, frequencies, side)
+              for side, each in enumerate((trp, ue))]
+    own = slice(None, plan.num_trp_ports), slice(plan.num_trp_ports, None)
+    sides = (_calibration(*parts, csi.origin + middle) for parts in zip(
+        fits, (trp, ue), turned, (clocks[rows] for rows in own), ports_hz, strict=True))
+    agree = trp.agrees(fits[0], turned[0].max()) & ue.agrees(fits[1], turned[1].max()).T
     links = (trp_links._replace(delay_s=trp_links.delay_s + 2.0 * apart_s),
              ue_links._replace(delay_s=ue_links.delay_s - 2.0 * apart_s.T))
-    return ExchangeEstimate(*sides, *links, used, link_frequencies, frequencies, apart, used & ~agreeing,
-                            phases[0], -phases[1].T)
+    return ExchangeEstimate(*sides, *links, used, link_frequencies, frequencies, apart, used & ~agree, trp.phase,
+                            -ue.phase.T)
 
 
-def _agreement(nodes: BidirectionalCalibration, links: DelayEstimate, turn: np.ndarray, turned: float) -> np.ndarray:
-    """Whether each link, turned to the common time, has the phase that the nodes' coefficients give it."""
-    residual = np.angle(links.gain * np.exp(1j * turn) * (nodes.c_ue / nodes.c_trp[:, None]).conj())
-    return np.abs(residual) <= MAX_DEVIATIONS * np.sqrt(links.phase_std_rad**2 + turned) + SLACK_RAD
+class _Reading(NamedTuple):
+    """Two-way coefficients c (P, Q, K) as one side of P ports has read them, at `time` (P, Q), and their links.
+
+    turn (P, Q): by how much each has turned until the common time.
+    """
+
+    c: np.ndarray
+    subcarriers: np.ndarray
+    links: DelayEstimate
+    used: np.ndarray
+    time: np.ndarray
+    turn: np.ndarray
+
+    @property
+    def moved(self) -> np.ndarray:
+        """The coefficients at the common time, nan on links that are not used."""
+        return np.where(self.used[..., None], self.c, np.nan) * np.exp(1j * self.turn)[..., None]
+
+    @property
+    def phase(self) -> np.ndarray:
+        """Phase of each link at the common time."""
+        return np.angle(self.links.gain) + self.turn
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the times of the used links."""
+        return float(self.time[self.used].std())
+
+    def agrees(self, nodes: BidirectionalCalibration, turned: float) -> np.ndarray:
+        """Whether each link has the phase that the coefficients of its nodes give it."""
+        residual = self.phase - np.angle(nodes.c_ue / nodes.c_trp[:, None])
+        return np.abs(wrap(residual)) <= MAX_DEVIATIONS * np.sqrt(self.links.phase_std_rad**2 + turned) + SLACK_RAD
+
+
+def _calibration(nodes: BidirectionalCalibration, reading: _Reading, turned: np.ndarray, clocks: np.ndarray,
+                 ports_hz: np.ndarray, time: int) -> SideCalibration:
+    """Calibration of the side that is the first of `nodes`; `clocks` were taken out of what was read."""
+    covariance = _covariance(reading.links, reading.used, reading.c.shape[-1])
+    return SideCalibration(
+        nodes.c_trp, 2.0 * (nodes.delay_trp_s + clocks - clocks[0]), ports_hz - ports_hz[0], covariance,
+        np.sqrt(0.5 * np.diagonal(covariance).real + turned), time)
 
 
 def _clocks(plan: BidirectionalPlan, csi: Csi) -> np.ndarray:
