@@ -114,6 +114,27 @@ def test_cars_exchange_reads_the_coefficients_and_follows_them(programs, tmp_pat
     assert soundings > 200
 
 
+def test_installed_bidirectional_example_calibrates_both_sides_and_ends_by_itself(programs, tmp_path):
+    output, environment = programs
+    result = run([PYTHON, "-s", output / "simulated_bidirectional.py"], tmp_path, **environment)
+    assert result.returncode == 0, result.stderr
+    bed = testbed.load(EXAMPLES / "four_trps_two_ues.yml")
+    errors_deg = np.fromfile(tmp_path / "phase_error.f32", np.float32).reshape(-1, 8)
+    assert len(errors_deg) == 2 * bed.bidirectional.patterns
+    assert np.sqrt(np.mean(errors_deg**2)) < 4
+    snr_db = {(where, int(ports)): [float(value) for value in values] for where, ports, *values in re.findall(
+        r"SNR at (\w+) from \w+, (\d) ports: ([\d.]+) dB, ideal ([\d.]+) dB, random phases ([\d.]+) dB", result.stdout)}
+    assert set(snr_db) == {("ue1", 1), ("ue1", 2), ("ue1", 4), ("ue1", 8), ("trp1", 1), ("trp1", 2), ("trp1", 4)}
+    assert all(calibrated > ideal - 0.5 for calibrated, ideal, _ in snr_db.values())
+    # Of two ports one has the other polarisation: twice as many TRPs are four times the power, less what fading takes.
+    assert snr_db["ue1", 8][0] > snr_db["ue1", 4][0] + 4 > snr_db["ue1", 2][0] + 7
+    assert snr_db["ue1", 8][0] > snr_db["ue1", 8][2] + 2
+    record = records.load_calibration(tmp_path / "calibration.h5", bed)
+    assert len(record.port_names) == 8
+    names = ["calibration-ue.h5", "calibration.h5", "phase_error.f32"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
 def test_failed_run_of_the_headless_example_ends_with_an_error_and_no_gains(programs, tmp_path):
     output, environment = programs
     text = (EXAMPLES / "three_panels.yml").read_text()
@@ -141,6 +162,8 @@ def progress():
         return min(window.power_plot.nitems_read(0) // 400, 2 * (window.corrector.frequency_hz == 200))
     if name == "simulated_beamsync_qt":
         return window.phase_plot.nitems_read(0) // window.history
+    if name == "simulated_bidirectional_qt":
+        return min(window.prediction_plot.nitems_read(0) // window.history, window.snr_plot.nitems_read(0))
     return window.gain_plot.nitems_read(0) // window.history
 
 def look():
@@ -155,7 +178,7 @@ elif name == "simulated_beamsync_qt":
     window.set_speed(20)
 elif name == "simulated_frequency_correction":
     window.set_frequency_hz(200.0)  # the corrector must hear of it by message
-else:
+elif name != "simulated_bidirectional_qt":
     window.set_slots_per_second(2000)
 window.start()
 window.show()
@@ -167,7 +190,7 @@ assert progress() >= minimum, progress()
 """
 
 
-@pytest.mark.parametrize("name", ["simulated_beam_sweep_qt", "simulated_beamsync_qt",
+@pytest.mark.parametrize("name", ["simulated_beam_sweep_qt", "simulated_beamsync_qt", "simulated_bidirectional_qt",
                                   "simulated_frequency_correction", "simulated_sounding"])
 def test_example_with_plots_shows_data_and_closes(name, programs, tmp_path):
     output, environment = programs
