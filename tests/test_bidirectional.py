@@ -204,6 +204,39 @@ def test_eigenproblem_is_total_least_squares_on_the_pair_graph():
     np.testing.assert_allclose(nodes / nodes[0], smallest / smallest[0], rtol=1e-9)
 
 
+def tls_matrix(gain, used):
+    """Q^H Q of the rows c_m g_mn - c_n of all links."""
+    num_trp, num_ue = gain.shape
+    rows = np.zeros((num_trp, num_ue, num_trp + num_ue), complex)
+    m, n = np.ogrid[:num_trp, :num_ue]
+    rows[m, n, m], rows[m, n, num_trp + n] = gain * used, -1.0 * used
+    rows = rows.reshape(-1, num_trp + num_ue)
+    return rows.conj().T @ rows
+
+
+@pytest.mark.parametrize("shape", [(64, 32), (32, 64), (40, 40)])
+@pytest.mark.parametrize("kind", ["links", "noiseless", "missing links", "weak node", "noise alone"])
+def test_many_nodes_have_the_same_eigenvector(shape, kind):
+    """The smaller problem against the whole matrix; the last two are those where it must give way to it."""
+    rng = np.random.default_rng(14)
+    trp, ue = (np.exp(0.3 * complex_normal(rng, n) + 2j * np.pi * rng.random(n)) for n in shape)
+    gain = ue / trp[:, None] * (1 + (0 if kind == "noiseless" else 0.1) * complex_normal(rng, *shape))
+    used = np.ones(shape, bool)
+    if kind == "missing links":
+        used = rng.random(shape) < 0.5
+    elif kind == "weak node":
+        gain[3] *= 1e-3
+    elif kind == "noise alone":
+        gain = complex_normal(rng, *shape)
+    nodes = tls_coefficients(np.stack([gain, 2j * gain]), np.stack([used, used]))
+    values, vectors = np.linalg.eigh(tls_matrix(gain, used))
+    assert abs(np.vdot(vectors[:, 0], nodes[0])) == pytest.approx(1.0, abs=1e-12)
+    np.testing.assert_allclose(np.linalg.norm(nodes, axis=-1), 1.0)
+    np.testing.assert_allclose(tls_matrix(gain, used) @ nodes[0], values[0] * nodes[0], atol=1e-11 * values[-1])
+    values, vectors = np.linalg.eigh(tls_matrix(2j * gain, used))
+    assert abs(np.vdot(vectors[:, 0], nodes[1])) == pytest.approx(1.0, abs=1e-12)
+
+
 def test_weighted_rank_one_is_the_fixed_point_of_alternating_least_squares():
     rng = np.random.default_rng(5)
     b, u = np.exp(complex_normal(rng, 5)), np.exp(complex_normal(rng, 3))

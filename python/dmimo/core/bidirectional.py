@@ -24,6 +24,12 @@ from .reciprocity import fix_gauge
 # Newton's method squares the error of the start, a fraction of a deviation: more only where links contradict.
 _MAX_STEPS = 20
 _TOLERANCE = 1e-12
+# Nodes from which on a smaller eigenproblem, solved a few times, is faster than the whole.
+_LARGE = 40
+# Squared sine of the last step of the Rayleigh-quotient iteration: the next one is its cube.
+_SETTLED = 1e-10
+# Relative distance of its eigenvalue from the energy of the weakest node below which it would lose more than 3 digits.
+_POLE_DISTANCE = 1e-3
 # Smallest curvature of a link's likelihood relative to that at its peak, so that the steps stay uphill.
 _CURVATURE_FLOOR = 0.05
 # Noise variance of an element relative to its energy below which a link counts as noiseless: its residual, a difference
@@ -166,7 +172,7 @@ def tls_coefficients(gain: NDArray, used: NDArray) -> NDArray:
     .. math:: A = \begin{bmatrix} \mathrm{diag}_m \sum_n |g_{mn}|^2 & -g^* \\ -g^T & M I_N \end{bmatrix}
 
     with sums over the used links (M is their number per UE). This is "tls" of `reciprocity.calibrate` with
-    ``y[m, n] = g`` and ``y[n, m] = 1``.
+    ``y[m, n] = g`` and ``y[n, m] = 1``. Of many nodes only a matrix of the smaller side is decomposed.
 
     References
     ----------
@@ -174,14 +180,72 @@ def tls_coefficients(gain: NDArray, used: NDArray) -> NDArray:
     and must be conjugated.
     """
     gain = np.where(used, gain, 0.0)
+    energy, count = np.sum(gain.real**2 + gain.imag**2, axis=-1), used.sum(axis=-2).astype(float)
+    if sum(gain.shape[-2:]) >= _LARGE:
+        if gain.shape[-2] >= gain.shape[-1]:
+            nodes = _smallest_eigenvector(energy, count, -gain.conj())
+        else:
+            nodes = _smallest_eigenvector(count, energy, -np.swapaxes(gain, -2, -1))
+            nodes = None if nodes is None else np.roll(nodes, gain.shape[-2], axis=-1)
+        if nodes is not None:
+            return nodes
     num_trp = gain.shape[-2]
     cost = np.zeros((*gain.shape[:-2], sum(gain.shape[-2:]), sum(gain.shape[-2:])), complex)
     # The eigensolver reads the lower triangle only.
     cost[..., num_trp:, :num_trp] = -np.swapaxes(gain, -2, -1)
     index = np.arange(cost.shape[-1])
-    energy = np.sum(gain.real**2 + gain.imag**2, axis=-1)
-    cost[..., index, index] = np.concatenate([energy, used.sum(axis=-2)], axis=-1)
+    cost[..., index, index] = np.concatenate([energy, count], axis=-1)
     return np.linalg.eigh(cost)[1][..., 0]
+
+
+def _smallest_eigenvector(first: NDArray, second: NDArray, block: NDArray) -> NDArray | None:
+    r"""Eigenvector (..., P + Q) of the smallest eigenvalue of ``[[diag(first), block], [block^H, diag(second)]]``.
+
+    Rayleigh-quotient iteration, cubic, in which the first part is eliminated: what is left is the Q x Q matrix
+
+    .. math:: F(\lambda) = \mathrm{diag}(s) - \lambda - B^H (\mathrm{diag}(f) - \lambda)^{-1} B
+
+    It starts from the smallest eigenvector of F(0). None if it does not end at the smallest eigenvalue, which it has
+    not if F just below is not positive definite, or so close to one of f that the inverse loses digits.
+    """
+    pole = first.min(axis=-1)
+    if not np.all(pole > 0):
+        return None
+    back, index = np.swapaxes(block.conj(), -2, -1), np.arange(block.shape[-1])
+
+    def schur(value: NDArray) -> tuple[NDArray, NDArray]:
+        inverse = 1.0 / (first - value[..., None])
+        matrix = back @ (-inverse[..., None] * block)
+        matrix[..., index, index] += second - value[..., None]
+        return matrix, inverse
+
+    matrix, inverse = schur(np.zeros(pole.shape))
+    y = np.linalg.eigh(matrix)[1][..., 0]
+    x = -inverse * (block @ y[..., None])[..., 0]
+    for _ in range(_MAX_STEPS):
+        size = np.sqrt(np.sum(np.abs(x) ** 2, axis=-1) + np.sum(np.abs(y) ** 2, axis=-1))[..., None]
+        x, y = x / size, y / size
+        crossed = (block @ y[..., None])[..., 0]
+        value = np.sum(first * np.abs(x) ** 2 + 2.0 * (x.conj() * crossed).real, axis=-1)
+        value += np.sum(second * np.abs(y) ** 2, axis=-1)
+        # Just below, where the matrix is not quite singular, and must be positive definite in the end.
+        value = value - _TOLERANCE * pole
+        if not np.all(value < (1.0 - _POLE_DISTANCE) * pole):
+            return None
+        matrix, inverse = schur(value)
+        try:
+            y_new = np.linalg.solve(matrix, y[..., None] - back @ (inverse * x)[..., None])
+            x_new = inverse * (x - (block @ y_new)[..., 0])
+            y_new = y_new[..., 0]
+            size = np.sum(np.abs(x_new) ** 2, axis=-1) + np.sum(np.abs(y_new) ** 2, axis=-1)
+            overlap = np.sum(x.conj() * x_new, axis=-1) + np.sum(y.conj() * y_new, axis=-1)
+            x, y = x_new, y_new
+            if np.all(size - np.abs(overlap) ** 2 <= _SETTLED * size):
+                np.linalg.cholesky(matrix)
+                return np.concatenate([x, y], axis=-1) / np.sqrt(size)[..., None]
+        except np.linalg.LinAlgError:
+            return None
+    return None
 
 
 def node_delays(link_delay_s: NDArray, weights: NDArray) -> NDArray:
