@@ -257,14 +257,15 @@ class Bidirectional:
 
 @dataclass(frozen=True)
 class Testbed:
-    """One distributed MIMO testbed."""
+    """One distributed MIMO testbed; `recording` is the directory that the front end "replay" takes its samples from."""
 
     __test__ = False  # not a test class, whatever its name
 
     nodes: tuple[Node, ...]
     name: str = ""
     seed: int = 1
-    frontend: Literal["simulated"] = "simulated"
+    frontend: Literal["simulated", "replay"] = "simulated"
+    recording: str | None = None
     samp_rate: float = 1.0e6
     center_freq: float = 3.5e9
     propagation: Propagation = field(default_factory=Propagation)

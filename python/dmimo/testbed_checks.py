@@ -108,8 +108,8 @@ def _is_pair(key: str) -> bool:
 def _requirement(path: KeyPath, error: jsonschema.ValidationError) -> str:
     """Return what the schema asks for, in words."""
     kind, limit = error.validator, error.validator_value
-    if path == ("frontend",) and error.instance in ("usrp", "replay"):
-        return "not available in this version; allowed: simulated"
+    if path == ("frontend",) and error.instance == "usrp":
+        return "not available in this version; allowed: simulated, replay"
     if kind == "enum":
         close = difflib.get_close_matches(str(error.instance), [str(choice) for choice in limit], n=1)
         hint = f"did you mean {close[0]}? " if close else ""
@@ -142,6 +142,7 @@ def check_names(document: Document, nodes: Sequence[Mapping[str, Any]]) -> None:
 
 def check(document: Document, testbed: Testbed) -> None:
     """Raise TestbedError for values that contradict each other."""
+    _check_frontend(document, testbed)
     _check_panels(document, testbed)
     _check_pairs(document, testbed)
     _check_faults(document, testbed)
@@ -150,6 +151,13 @@ def check(document: Document, testbed: Testbed) -> None:
     _check_sweep(document, testbed)
     _check_beamsync(document, testbed)
     _check_bidirectional(document, testbed)
+
+
+def _check_frontend(document: Document, testbed: Testbed) -> None:
+    if (testbed.frontend == "replay") is not bool(testbed.recording):
+        problem = ("required with frontend: replay" if testbed.frontend == "replay" else
+                   f"value {show(testbed.recording)}: only with frontend: replay")
+        raise document.error(("recording",), problem)
 
 
 def _check_reference(document: Document, path: KeyPath, name: str | None, nodes: Sequence[Node]) -> None:
