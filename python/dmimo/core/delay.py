@@ -172,7 +172,7 @@ def _peak(g: NDArray, points: NDArray, max_cycles: float) -> tuple[NDArray, NDAr
     size = fft.next_fast_len(_OVERSAMPLING * length)
     spectrum = np.zeros((len(g), size), complex)
     # A comb without gaps, as most are, is copied as a block.
-    block = length == len(points) and points[0] == 0 and np.all(np.diff(points) == 1)
+    block = length == len(points) and (points == np.arange(length)).all()
     spectrum[:, slice(0, length) if block else points] = g
     spectrum = fft.ifft(spectrum, axis=-1, norm="forward", overwrite_x=True)
     power = _square(spectrum)
@@ -213,17 +213,17 @@ def _climb(spectrum: NDArray, rows: NDArray, start: NDArray, *, centre: float, l
     apart = np.arange(-_NEIGHBOURS, _NEIGHBOURS + 1)
     nearby = np.take(spectrum, (rows * size)[:, None] + (start[:, None] + apart) % size)
     nearby *= np.exp(-2j * np.pi * centre / size * apart)
-    nearby = np.stack([nearby.real.T, nearby.imag.T], axis=1)
-    before, here, after = (part[0] ** 2 + part[1] ** 2 for part in nearby[_NEIGHBOURS - 1 : _NEIGHBOURS + 2])
+    parts = np.empty((len(apart), 2, len(start)))
+    parts[:, 0], parts[:, 1] = nearby.real.T, nearby.imag.T
+    before, here, after = (part[0] ** 2 + part[1] ** 2 for part in parts[_NEIGHBOURS - 1 : _NEIGHBOURS + 2])
     # Value, slope and curvature, real and imaginary, as polynomials (terms, 3, 2, B) of the offset.
-    series = (_interpolation() @ nearby.reshape(len(apart), -1)).reshape(_TERMS, 3, 2, len(start))
+    series = (_interpolation() @ parts.reshape(len(apart), -1)).reshape(_TERMS, 3, 2, len(start))
     start = start - size * (2.0 * start >= size)
     low, high = -1.0, 1.0
     if 2 * limit < size:
         low, high = np.maximum(low, -limit - start), np.minimum(high, limit - start)
-    # From the parabola through the three points.
-    bend = before - 2.0 * here + after
-    moved = np.divide(0.5 * (before - after), bend, out=np.zeros_like(bend), where=bend < 0)
+    # From the parabola through the three points, or the end to which they rise.
+    moved = 0.5 * (before - after) / np.minimum(before - 2.0 * here + after, -np.finfo(float).tiny)
     moved = np.minimum(np.maximum(moved, low), high)
     for _ in range(_NEWTON_STEPS):
         offset = moved
@@ -234,7 +234,7 @@ def _climb(spectrum: NDArray, rows: NDArray, start: NDArray, *, centre: float, l
         moved = np.minimum(np.maximum(offset + np.minimum(np.maximum(step, -0.5), 0.5), low), high)
         step = moved - offset
         # The error of a step is some hundredths of its square, in points.
-        if not np.any(np.abs(step) > _LAST_STEP):
+        if not (np.abs(step) > _LAST_STEP).any():
             break
     real, imag = s0 + step * (s1 + 0.5 * step * s2)
     return start + moved, (real + 1j * imag) * np.exp(2j * np.pi * centre / size * moved)
