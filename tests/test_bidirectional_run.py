@@ -152,10 +152,11 @@ def test_joint_transmission_through_the_serving_beams_reaches_the_ideal():
 # -- joint transmission -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("tracking", ["kalman", "wideband"])
 @pytest.mark.parametrize("text", [SMALL, TABLE], ids=["128 points", "2048 points"])
-def test_coherent_gain_reaches_the_ideal_in_both_directions(text):
+def test_coherent_gain_reaches_the_ideal_in_both_directions(text, tracking):
     """Within 0.1 dB at 40 dB; oscillators turn c by many turns between exchange and transmission."""
-    report = Played(changed(text)).report
+    report = Played(changed(text, ("wideband", tracking))).report
     assert report["error"] is None
     assert report["calibrations"] == 2
     for gains in (report, report["uplink"]):
@@ -254,6 +255,34 @@ def test_phases_have_their_predicted_deviations(at_20_db):
         squares = np.mean((errors_.imag / at_20_db.std[side]) ** 2, axis=0)
         np.testing.assert_allclose(squares, 1.0, atol=4.5 * np.sqrt(2 / PATTERNS))
         assert np.all(np.abs(errors_.mean(axis=0)) < 4.5 * errors_.std(axis=0) / np.sqrt(PATTERNS))
+
+
+@pytest.fixture(scope="module")
+def tracked():
+    """Phase errors in rad, and these over their predicted deviations, at the end of 8 patterns of 12 networks."""
+    found = {"kalman": [], "wideband": []}
+    for tracking, values in found.items():
+        for seed in range(12):
+            played = Played(changed(NOISY.format(snr_db=15, patterns=8), ("seed: 3", f"seed: {seed}"),
+                                    ("none", tracking), ("0.5e-3", "2.0e-3")), verify=False)
+            assert played.error is None
+            for names, side in sides(played):
+                truth = played.network.true_calibration(int(side.reference_time))[played.rows(names)]
+                error = np.angle(side.c / truth * truth[0])[1:]
+                values += zip(error, error / side.phase_std_rad[1:], strict=True)
+    return {tracking: np.array(values).T for tracking, values in found.items()}
+
+
+def test_filter_is_as_good_as_it_says(tracked):
+    """48 phases, half of which share their reference: 4.5 standard errors of the mean square."""
+    assert np.mean(tracked["kalman"][1] ** 2) == pytest.approx(1.0, abs=4.5 * np.sqrt(2 / 24))
+    assert np.mean(tracked["kalman"][1] ** 2) > 0.4
+
+
+def test_filter_is_better_than_the_last_exchange_alone(tracked):
+    """It averages 8 exchanges: 0.35 of the deviation if nothing else moved; wideband tracking adds to that of one."""
+    rms = {tracking: np.sqrt(np.mean(values[0] ** 2)) for tracking, values in tracked.items()}
+    assert rms["kalman"] < 0.7 * rms["wideband"]
 
 
 def links(played):
