@@ -50,7 +50,7 @@ class bench(gr.top_block):
     def __init__(self, assembly, filename="", truth=True):
         gr.top_block.__init__(self)
         self.network = assembly.network()
-        self.scheduler = dmimo.slot_scheduler(assembly.schedule, watchdog_s=5.0, until_sample=assembly.until_sample())
+        self.scheduler = dmimo.slot_scheduler(assembly.schedule, watchdog_s=5.0)
         self.air = dmimo.simulated_network(self.network)
         self.calibrator = dmimo.bidirectional_calibrator(assembly=assembly, filename=filename)
         self.monitor = dmimo.bidirectional_monitor(assembly=assembly, truth=truth)
@@ -191,6 +191,17 @@ def test_monitor_without_truth_and_without_verification_plots_what_is_left():
     assert (done.monitor.downlink, done.monitor.uplink, done.monitor.users) == ([], [], [])
     found = [messages.product(message).values for message in done.plots.messages[:-1]]
     assert [set(values) for values in found] == [KEYS - {"phase_error_rad"}] * 2
+
+
+def test_panels_are_trained_first_and_their_beams_published():
+    panels = "node_defaults: {hardware: {gain_std_db: 1.0}, panel: {num_antennas: 4, beams: [0, 1, 2]}}"
+    assembly = assembly_of(("node_defaults: {hardware: {gain_std_db: 1.0}}", panels), ("patterns: 3", "patterns: 1"))
+    done = bench(assembly).run_to_the_end()
+    first, *others = [messages.product(message) for message in done.products.wait(3)]
+    assert [product.phase for product in (first, *others)] == ["beam_training", "exchange", "tracking"]
+    assert first.values["trp_beams"].shape == first.values["ue_beams"].shape == (2, 2)
+    assert done.plotted("time_s").shape == (2,)
+    assert np.abs(done.plotted("phase_error_rad")).max() < np.radians(10)
 
 
 class handed(gr.top_block):
