@@ -43,7 +43,7 @@ class Played:
         roles = {name: self.assembly.roles(name) for name in self.assembly.schedule.nodes}
         self.products = {}
         run = DirectRun(self.assembly.schedule, self.network, roles, [*self.collectors.values(), self],
-                        until_sample=self.assembly.until_sample(), max_attempts=bed.slots.max_attempts)
+                        max_attempts=bed.slots.max_attempts)
         self.error = run.run()
         self.report = reports.report(reports.Run(self.assembly, self.network, self.collectors, self.error,
                                                  run.releases, run.end_sample))

@@ -53,6 +53,8 @@ class Assembly:
     """
 
     def __init__(self, bed: testbed.Testbed, verify: bool = True, protocol: Protocol | None = None):
+        if bed.frontend == "replay":
+            raise ValueError(f"testbed {bed.name!r} has frontend: replay, which `dmimo calibrate` and `dmimo sync` run")
         self.testbed = bed
         if protocol is None:
             protocol = "sweep" if bed.bidirectional is None else "bidirectional"
@@ -161,12 +163,6 @@ class Assembly:
             return None
         return Bidirectional(self.testbed, self.layout(1), self.verifies)
 
-    def until_sample(self, duration_s: float = 0.0) -> int:
-        """Sample up to which a schedule with a cycle goes on: of the patterns, or of a duration."""
-        if self.bidirectional is not None:
-            return self.bidirectional.until_sample(self.schedule)
-        return round(duration_s * self.testbed.samp_rate)
-
     @property
     def watches(self) -> int:
         """Measurements of the coherent gain between synchronisations; 1 where nothing is measured."""
@@ -190,7 +186,8 @@ class Assembly:
             return build_schedule(nodes, slot_samples, first + settling, [*again, *verified * self.watches], paced)
         if self.bidirectional is not None:
             pattern = self.bidirectional.pattern(window, verified)
-            return build_schedule(nodes, slot_samples, self.bidirectional.first_phases(window), pattern, paced=(0, 1))
+            return build_schedule(nodes, slot_samples, self.bidirectional.first_phases(window), pattern, paced=(0, 1),
+                                  cycles=self.testbed.bidirectional.patterns)
         if sync is not None:
             first += sync.repeated_phases()
         beams = {name: len(self._nodes[name].panel.beams) for name in self._aps}

@@ -16,7 +16,7 @@ from .protocols.bidirectional_filter import Filtered
 from .protocols.bidirectional_plan import TRAINING, BidirectionalPlan
 from .protocols.bidirectional_tracking import Extrapolation, OneWay
 from .protocols.bidirectional_training import TrainingCollector, TrainingRole
-from .protocols.slots import Collector, CollectorGroup, Role, Schedule, Slot
+from .protocols.slots import Collector, CollectorGroup, Role, Slot
 
 UPLINK = "ul_"
 """Prefix of the phases in which the UEs send together."""
@@ -74,17 +74,6 @@ class Bidirectional:
     def pattern_samples(self) -> int:
         """Length of a TDD pattern as the testbed has it."""
         return round(self._settings.pattern_s * self._bed.samp_rate)
-
-    def until_sample(self, schedule: Schedule) -> int:
-        """Sample by which the last pattern has begun.
-
-        A pattern takes longer than the testbed says if its measurements do not fit into its second half.
-        """
-        first, (exchange, tracking, *_) = len(schedule.phases) - schedule.cycle, schedule.phases[-schedule.cycle :]
-        half, slot = self.pattern_samples // 2, schedule.slot_samples
-        length = max(half, exchange.count * slot) + max(half, (len(schedule.slots) - tracking.first) * slot)
-        before = schedule.phases[first].first * slot
-        return before + (self._settings.patterns - 1) * length + 1
 
     @cached_property
     def uplink_plan(self) -> verification.Plan | None:

@@ -53,7 +53,7 @@ class testbed_flowgraph(gr.top_block):
         self.assembly = assembly
         self.network = assembly.network()
         self.scheduler = slot_scheduler(schedule, slots.max_attempts, slots.watchdog_s,
-                                        until_sample=assembly.until_sample(duration_s))
+                                        until_sample=round(duration_s * bed.samp_rate))
         self.air = simulated_network(self.network)
         self.collectors = {name: self._collector(name, member, calibration_file)
                            for name, member in assembly.collectors().items()}

@@ -186,6 +186,12 @@ def _gains(run: Run, watches: Sequence[Mapping[str, object]]) -> dict[str, objec
     weights = np.diff(borders) if times.size > 1 else np.ones(1)
     averaged = {f"{key}_db": _mean_db([point[f"{key}_db"] for point in points], weights)
                 for key in ("coherent_gain", "ideal_gain")}
+    if "uncalibrated_gain_db" in watches[0]:
+        starts = 10 ** (np.array([start for watch in watches for start in watch["random_starts_db"]
+                                  if start is not None]) / 10)
+        averaged["uncalibrated_gain_db"] = float(10 * np.log10(starts.mean()))
+        spread = starts.std(ddof=1) / starts.mean() if starts.size > 1 else np.nan
+        averaged["uncalibrated_gain_std_db"] = float(10 / np.log(10) * spread / np.sqrt(starts.size))
     squared = np.square([point["phase_error_deg"] for point in points])
     return _last(watches) | averaged | {
         "watches": points,

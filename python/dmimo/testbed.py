@@ -247,7 +247,7 @@ class Bidirectional:
     patterns: int = 8
     calibrate: Literal["always", "on_demand"] = "always"
     budget_deg: float = 5.0
-    tracking: Literal["kalman", "wideband", "per_subcarrier", "none"] = "kalman"
+    tracking: Literal["kalman", "wideband", "none"] = "kalman"
     linewidth_hz: float = 0.001
     drift_hz: float = 0.1
     drift_period_s: float = 100.0

@@ -29,6 +29,7 @@ class bidirectional_calibrator(collector):
         group = assembly.bidirectional.collectors(assembly.schedule.slots)["bidirectional"]
         collector.__init__(self, group, assembly.schedule.nodes, "bidirectional_calibrator")
         self._assembly, self._path = assembly, Path(filename) if filename else None
+        self._saved = False
 
     @property
     def exchange(self) -> BidirectionalCollector:
@@ -47,8 +48,17 @@ class bidirectional_calibrator(collector):
 
     def ended(self) -> None:
         """Write the files."""
-        if self._path is None:
+        self._save()
+
+    def stop(self) -> bool:
+        """Write the files if the flowgraph was stopped before the end of the run had come here."""
+        self._save()
+        return True
+
+    def _save(self) -> None:
+        if self._path is None or self._saved:
             return
+        self._saved = True
         if self.exchange.csi:
             self._save_csi()
         if self.calibration is None:

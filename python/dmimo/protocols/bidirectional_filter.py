@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Kalman tracking of a bidirectional run: all exchanges and soundings so far, weighted by what they are worth."""
 
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 
+from ..core.bidirectional import DisconnectedLinksError
 from ..core.coefficient_tracking import CoefficientTracker
 from .bidirectional_estimate import ExchangeEstimate, SideCalibration
 from .bidirectional_links import Csi
@@ -55,12 +57,15 @@ class Filtered(OneWay):
                                        strict=True):
             tracker.update_calibration(phase, np.where(estimate.used, std**2, np.inf), estimate.trp.reference_time,
                                        links.frequency_hz, frequency_var)
-        if self._stale or not all(tracker.referenced.any() for tracker in self._trackers):
+        grown = None
+        if not self._stale and all(tracker.referenced.any() for tracker in self._trackers):
+            with suppress(DisconnectedLinksError):  # the channel has changed
+                grown = self._grown(self._changes(self._first, again, sample - self._first_sample))
+        if grown is None:
             self._first, self._first_sample, self._stale = again, sample, False
-            self._delay = Sides(_Mean(), _Mean())
+            self._delay, grown = Sides(_Mean(), _Mean()), Sides(0.0, 0.0)
             for tracker in self._trackers:
                 tracker.set_reference(sample)
-        grown = self._grown(self._changes(self._first, again, sample - self._first_sample))
         for side, size, delay, growth in zip(self._last, self._log_size, self._delay, grown, strict=True):
             size.add(np.log(np.abs(side.c)))
             delay.add(side.delay_s - growth)

@@ -85,6 +85,7 @@ class SlotScheduler:
         self._waiting_ready = set(schedule.nodes)
         self._product: Product | None = None
         self._waiting_product: set[str] = set()
+        self._cycles = 0
         self.finished = False
         self.releases = 0
         self.end_sample = first_start
@@ -233,7 +234,9 @@ class SlotScheduler:
         self._product = None
         self._phase_index += 1
         if self._phase_index == len(self._schedule.phases):
-            if self._schedule.cycle == 0 or self._next_start >= self._until:
+            self._cycles += 1
+            enough = self._cycles >= self._schedule.cycles and self._next_start >= self._until
+            if self._schedule.cycle == 0 or enough:
                 return self._finish(None)
             self._phase_index -= self._schedule.cycle
         if self.phase.paced:

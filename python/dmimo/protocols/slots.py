@@ -66,7 +66,8 @@ class Phase:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The slots of a run, by phase; the last `cycle` phases are repeated for as long as the scheduler is told.
+    """The slots of a run, by phase; the last `cycle` phases are played at least `cycles` times, and for as long as the
+    scheduler is told.
 
     Raises
     ------
@@ -80,6 +81,7 @@ class Schedule:
     slots: tuple[Slot, ...]
     phases: tuple[Phase, ...] = field(default=())
     cycle: int = 0
+    cycles: int = 1
 
     def __post_init__(self):
         if self.slot_samples < 1:
@@ -100,6 +102,8 @@ class Schedule:
                 raise ValueError(f"phase {phase.name}: window = {phase.window}, count = {phase.count}: at least 1 each")
         if not 0 <= self.cycle <= len(self.phases):
             raise ValueError(f"cycle = {self.cycle}: must lie in 0 ... number of phases = {len(self.phases)}")
+        if self.cycles < 1:
+            raise ValueError(f"cycles = {self.cycles}: must be at least 1")
 
     @cached_property
     def hash(self) -> str:
@@ -120,18 +124,19 @@ class Schedule:
 
 def build_schedule(
     nodes: Sequence[str], slot_samples: int, phases: Sequence[tuple[str, int, Sequence[Slot]]],
-    repeated: Sequence[tuple[str, int, Sequence[Slot]]] = (), paced: Sequence[int] = (),
+    repeated: Sequence[tuple[str, int, Sequence[Slot]]] = (), paced: Sequence[int] = (), cycles: int = 1,
 ) -> Schedule:
     """Schedule of consecutive phases, each given as (name, window, slots); slots are renumbered by position.
 
-    Those in `repeated` follow and form the cycle; `paced` are the positions, among them, of paced phases.
+    Those in `repeated` follow and form the cycle, played at least `cycles` times; `paced` are the positions, among
+    them, of paced phases.
     """
     slots: list[Slot] = []
     spans = []
     for position, (name, window, members) in enumerate([*phases, *repeated], -len(phases)):
         spans.append(Phase(name, len(slots), len(members), window, position in paced))
         slots += [Slot(len(slots) + k, s.purpose, s.transmitters, s.beams, s.variant) for k, s in enumerate(members)]
-    return Schedule(tuple(nodes), slot_samples, tuple(slots), tuple(spans), len(repeated))
+    return Schedule(tuple(nodes), slot_samples, tuple(slots), tuple(spans), len(repeated), cycles)
 
 
 class Grant(NamedTuple):
