@@ -101,6 +101,17 @@ def test_answer_whose_acknowledgement_is_lost_is_repeated(purpose):
     assert report["patterns"][0]["ue_phase_error_deg"] < 0.4
 
 
+def test_slots_that_are_lost_do_not_cost_patterns():
+    """Ten repetitions in the first pattern, whose phases then end later than planned."""
+    first = slot_of("csi_rs")
+    lost = [f"{{kind: lost_slot, node: ue1, slot: {first + 3 * k}, count: 2}}" for k in range(5)]
+    tight = ("pattern_s: 4.0e-3", "pattern_s: 0.5e-3")
+    assert play(tight).report["calibrations"] == 2
+    report = play(tight, *faults(*lost)).report
+    assert report["error"] is None
+    assert sum(entry["phase"] == "exchange" for entry in report["patterns"]) == 2
+
+
 def test_slot_that_is_lost_too_often_ends_the_run():
     slot = slot_of("ul_cars")
     outcome = play(ONCE, *faults(f"{{kind: lost_slot, node: trp1, slot: {slot}, count: 3}}"))

@@ -11,6 +11,7 @@ from air import Air, run_phase
 from gnuradio.dmimo.core.ofdm import CombError, OfdmGrid
 from gnuradio.dmimo.protocols.bidirectional import ExchangeRole
 from gnuradio.dmimo.protocols.bidirectional_collector import MAX_FAILURES, BidirectionalCollector
+from gnuradio.dmimo.protocols.bidirectional_filter import Filtered
 from gnuradio.dmimo.protocols.bidirectional_plan import EXCHANGE, TRACKING, TRAINING, BidirectionalPlan
 from gnuradio.dmimo.protocols.bidirectional_tracking import Extrapolation, OneWay
 from gnuradio.dmimo.protocols.bidirectional_training import TrainingCollector, TrainingRole
@@ -20,6 +21,11 @@ RATE = 1e6
 GRID = OfdmGrid(RATE / 128, 128, 32, 96, skip_dc=True)
 PORTS = {"a": 2, "b": 1, "u": 1, "v": 2}
 CFO = {"a": 3.0, "b": -4.0, "u": 5.0, "v": -2.0}
+
+
+def filtered(plan):
+    """Tracking by Kalman filters."""
+    return Filtered(plan, linewidth_hz=1e-3, drift_hz=0.1, drift_period_s=100.0)
 
 
 def make_plan(ports=None, beams=None, calibrating=None, **changes):
@@ -364,7 +370,7 @@ def test_clocks_further_apart_than_expected_are_named():
 # -- tracking ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tracking", [Extrapolation, OneWay])
+@pytest.mark.parametrize("tracking", [Extrapolation, OneWay, filtered])
 def test_coefficients_are_those_of_later_times(tracking):
     run = Run(make_plan(), cfo_hz=CFO, tracking=tracking, noise_var=1e-6)
     first = run.play(EXCHANGE)
@@ -391,8 +397,9 @@ def test_one_way_tracking_does_without_frequencies_where_an_oscillator_moves():
     assert max(errors[1]) < 0.01
 
 
-def test_tracking_that_fails_keeps_the_calibration_until_it_fails_too_often():
-    run = Run(make_plan(), tracking=OneWay, noise_var=1e-6)
+@pytest.mark.parametrize("tracking", [OneWay, filtered])
+def test_tracking_that_fails_keeps_the_calibration_until_it_fails_too_often(tracking):
+    run = Run(make_plan(), tracking=tracking, noise_var=1e-6)
     good = run.play(EXCHANGE)
     run.air.noise_var = 1e4
     for _ in range(MAX_FAILURES - 1):
@@ -411,6 +418,33 @@ def test_a_success_begins_the_count_of_failures_anew():
     for noise in (1e4, 1e-6) * MAX_FAILURES:
         run.air.noise_var = noise
         assert run.play(TRACKING).trusted
+
+
+def move(run, name):
+    """Other channels between a node and all others, 6 samples longer."""
+    for pair in [pair for pair in run.air.h if pair[0] == name]:
+        h = run.air.rng.normal(size=(*run.air.h[pair].shape, 2)) @ np.array([1, 1j])
+        run.air.h[pair], run.air.h[pair[::-1]] = h, h.transpose(2, 3, 0, 1)
+        run.air.delay[pair] = run.air.delay[pair[::-1]] = run.air.delay[pair] + 6
+
+
+@pytest.mark.parametrize("tracking", [Extrapolation, OneWay, filtered])
+@pytest.mark.parametrize("moved", [("v",), ("b",), ("u", "v")])
+@pytest.mark.parametrize("before", [EXCHANGE, TRACKING])
+def test_channel_that_has_changed_costs_a_tracking_at_most(tracking, moved, before):
+    """Coefficients belong to the nodes: an exchange finds them whatever the channel was before."""
+    run = Run(make_plan(), cfo_hz=CFO, tracking=tracking, noise_var=1e-6)
+    phases = [EXCHANGE, TRACKING] * 3
+    change = 2 + (before == TRACKING)
+    for position, phase in enumerate(phases):
+        if position == change:
+            for name in moved:
+                move(run, name)
+        product = run.play(phase)
+        assert product.trusted, product.reasons
+        assert max(run.errors(product)) < 0.03
+    events = [entry["event"] == "untrusted" for entry in run.collector.history]
+    assert sum(events) <= (before == TRACKING and tracking is not Extrapolation)
 
 
 # -- beams ------------------------------------------------------------------------------------------------------------

@@ -114,6 +114,25 @@ def test_200_mhz_and_2048_points_are_as_exact(cfo_hz):
     np.testing.assert_allclose(played.exchange.calibration.frequency_hz, frequency, atol=2.0)
 
 
+@pytest.mark.parametrize(("tracking", "pattern_s", "patterns"), [("kalman", 0.01, 12), ("wideband", 0.05, 6)])
+def test_tracking_on_demand_follows_sample_clocks_that_drift_with_their_oscillators(tracking, pattern_s, patterns):
+    """One exchange, then soundings only; trp2 falls back against trp1 by 10 samples in a second, c by 20."""
+    clocks = [(f"offset_samples: {offset}}}", f"offset_samples: {offset}, follow_cfo: true}}")
+              for offset in (1.3, -2.1, 0.4, 2.4, -0.8, 1.9)]
+    changes = [("patterns: 2", f"patterns: {patterns}"), ("2.5e-3", str(pattern_s)), ("snr_db: 40", "snr_db: 20"),
+               ("wideband", f"{tracking}, calibrate: on_demand")]
+    played = Played(changed(TABLE, *clocks, *changes), verify=False)
+    report, time_s = played.report, played.exchange.calibration.reference_time / 245.76e6
+    assert report["error"] is None
+    assert report["calibrations"] == 1
+    assert len(report["patterns"]) == 1 + patterns
+    assert time_s > (patterns - 1) * pattern_s
+    before, after = (report["patterns"][k]["trp_delay_s"][1] for k in (0, -1))
+    assert after - before == pytest.approx(2 * (700 + 410) / 26e9 * time_s, rel=0.02)
+    # A sample turns the ends of the band by 2.4 rad.
+    assert largest(played) < 0.05
+
+
 # -- beams ------------------------------------------------------------------------------------------------------------
 
 PANELS = [("{name: trp1, num_ports: 2,", "{name: trp1, num_ports: 2, panel: {num_antennas: 4, beams: [0, 1, 2, 3]},"),
