@@ -16,6 +16,7 @@ MODULES = sorted(path.relative_to(SOURCES) for path in SOURCES.rglob("*.py"))
 # "" is the package's own __init__, which everything may ask for the version.
 TESTBED = {"testbed", "testbed_yaml", "testbed_checks"}
 FILES = {"csi_records", "records", *TESTBED}
+RECORDINGS = {"recording", "recording_format"}
 PLOTTING = {"core", "plotting_bidirectional", "plotting_bidirectional_run", "plotting_panels", "plotting_style",
             "plotting_sync_run", "plotting_synchronization"}
 LAYERS = {
@@ -40,11 +41,18 @@ LAYERS = {
                  {"numpy"}),
     "bidirectional_assembly": ({"core", "protocols", "testbed"}, {"numpy"}),
     "synchronization_assembly": ({"core", "protocols", "testbed"}, {"numpy"}),
+    "recording_format": ({"records"}, {"numpy"}),
+    "recording": ({"protocols", "assembly", "recording_format"} | FILES, {"numpy"}),
+    "recorded": ({"protocols", "recording_format"} | FILES, {"numpy"}),
+    "calibration_files": ({"protocols", "assembly"} | FILES, set()),
+    "replay": ({"protocols", "assembly", "calibration_files", "direct", "recorded", "recording_format", "reports"}
+               | FILES, set()),
     "direct": ({"simulation", "protocols"}, {"numpy"}),
     "reports": ({"core", "simulation", "protocols", "assembly", "reports_bidirectional"} | FILES, {"numpy"}),
     "reports_bidirectional": ({"core", "simulation", "protocols", "assembly"}, {"numpy"}),
-    "blocks": ({"blocks", "core", "simulation", "protocols", "assembly"} | FILES, {"numpy", "gnuradio", "pmt"}),
-    "flowgraphs": ({"blocks", "core", "protocols", "assembly", "reports"} | FILES, {"gnuradio"}),
+    "blocks": ({"blocks", "core", "simulation", "protocols", "assembly", "calibration_files"} | RECORDINGS | FILES,
+               {"numpy", "gnuradio", "pmt"}),
+    "flowgraphs": ({"blocks", "core", "protocols", "assembly", "reports"} | RECORDINGS | FILES, {"gnuradio"}),
     "": (set(), set()),
 }  # fmt: skip
 DYNAMIC = {"import_module", "__import__", "exec", "eval"}
@@ -195,7 +203,7 @@ except ModuleNotFoundError:
     pass
 
 from gnuradio import dmimo
-names = ["testbed", "records", "plotting"]
+names = ["testbed", "records", "plotting", "direct", "recording", "replay"]
 for package in ("core", "simulation", "protocols", "experiments"):
     path = importlib.import_module("gnuradio.dmimo." + package).__path__
     names += [f"{package}.{module.name}" for module in pkgutil.walk_packages(path)]
@@ -213,5 +221,5 @@ def test_numerical_layers_import_where_gnu_radio_is_absent():
     assert result.returncode == 0, result.stderr
     count, *strangers = result.stdout.split()
     packages = ("core", "simulation", "protocols", "experiments")
-    assert int(count) == 3 + sum(path.parts[0] in packages and path.stem != "__init__" for path in MODULES)
+    assert int(count) == 6 + sum(path.parts[0] in packages and path.stem != "__init__" for path in MODULES)
     assert strangers == []

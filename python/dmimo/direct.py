@@ -7,13 +7,70 @@ hours of network time in seconds.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 
 from .protocols.correction import correction_of
 from .protocols.scheduler import Finished, PhaseDone, Publish, Release, SlotScheduler
-from .protocols.slots import Collector, Grant, Role, Schedule, Slot
+from .protocols.slots import Collector, Grant, Product, Role, Schedule, Slot
 from .simulation.network import Network
+
+
+class Recorder(Protocol):
+    """Records what a node receives; see `recording.NodeRecorder`."""
+
+    def received(self, grants: Sequence[Grant], beams: Sequence[int], samples: np.ndarray | None,
+                 status: str = "ok") -> None:
+        """Attempts are over."""
+
+    def phase_done(self, phase: str, grants: Sequence[Grant]) -> None:
+        """A phase has ended."""
+
+    def product(self, product: Product) -> None:
+        """The node was given a product."""
+
+
+class Participants:
+    """All roles and collectors of a run, in one process.
+
+    Parameters
+    ----------
+    schedule : Schedule
+    roles : mapping of node to sequence of Role
+    collectors : sequence of Collector
+    """
+
+    def __init__(self, schedule: Schedule, roles: Mapping[str, Sequence[Role]], collectors: Sequence[Collector]):
+        self._slots, self._collectors = schedule.slots, collectors
+        self._roles = {name: tuple(members) for name, members in roles.items()}
+        self._acting = {name: {purpose: role for role in members for purpose in role.purposes}
+                        for name, members in self._roles.items()}
+        self.corrections = {name: correction_of(members) for name, members in self._roles.items()}
+
+    def acting(self, name: str, slot: Slot) -> Role:
+        """The role of a node that acts in a slot."""
+        return self._acting[name][slot.purpose]
+
+    def receive(self, name: str, grant: Grant, samples: np.ndarray) -> None:
+        """Give a node what its ports received, complex64 (num_ports, slot_samples)."""
+        slot, correction = self._slots[grant.slot], self.corrections[name]
+        if correction is not None:
+            samples = correction.receive(samples, grant.start)
+        self.acting(name, slot).receive(slot, grant, samples)
+
+    def conclude(self, phase: str, grants: Sequence[Grant]) -> Product:
+        """Product that the phase's collector makes of the attempts that count."""
+        purpose = self._slots[grants[0].slot].purpose
+        results = {name: _laid_out(roles[purpose].results(grants)) for name, roles in self._acting.items()}
+        collector = next(member for member in self._collectors if phase in member.phases)
+        product = collector.produce(phase, grants, {name: values for name, values in results.items() if values})
+        return replace(product, values=_laid_out(product.values))
+
+    def update(self, product: Product) -> None:
+        """Give everybody a product."""
+        for member in (*self._collectors, *(role for roles in self._roles.values() for role in roles)):
+            member.update(product)
 
 
 class DirectRun:
@@ -28,6 +85,8 @@ class DirectRun:
     collectors : sequence of Collector
     until_sample, max_attempts
         As for `SlotScheduler`.
+    recorders : mapping of node to Recorder
+        Of the nodes that are recorded.
 
     Attributes
     ----------
@@ -36,12 +95,10 @@ class DirectRun:
     """
 
     def __init__(self, schedule: Schedule, network: Network, roles: Mapping[str, Sequence[Role]],
-                 collectors: Sequence[Collector], *, until_sample: int = 0, max_attempts: int = 3):
-        self._schedule, self._network, self._collectors = schedule, network, collectors
-        self._roles = {name: tuple(members) for name, members in roles.items()}
-        self._acting = {name: {purpose: role for role in members for purpose in role.purposes}
-                        for name, members in self._roles.items()}
-        self._corrections = {name: correction_of(members) for name, members in self._roles.items()}
+                 collectors: Sequence[Collector], *, until_sample: int = 0, max_attempts: int = 3,
+                 recorders: Mapping[str, Recorder] | None = None):
+        self._schedule, self._network, self._recorders = schedule, network, dict(recorders or {})
+        self._members = Participants(schedule, roles, collectors)
         self._scheduler = SlotScheduler(schedule, until_sample=until_sample, max_attempts=max_attempts)
         self.error: str | None = None
 
@@ -65,10 +122,13 @@ class DirectRun:
                     for grant in grants:
                         actions += self._play(grant)
                 case PhaseDone(phase, grants):
-                    actions += self._conclude(phase, grants)
+                    for recorder in self._recorders.values():
+                        recorder.phase_done(phase, grants)
+                    actions += machine.produced(self._members.conclude(phase, grants))
                 case Publish(product):
-                    for member in (*self._collectors, *(role for roles in self._roles.values() for role in roles)):
-                        member.update(product)
+                    for recorder in self._recorders.values():
+                        recorder.product(product)
+                    self._members.update(product)
                     for node in schedule.nodes:
                         actions += machine.product_acknowledged(node, product.phase)
                 case Finished(error):
@@ -81,7 +141,7 @@ class DirectRun:
         sent = np.zeros((network.num_ports, num), np.complex64)
         beams, shifts = np.zeros(network.num_ports, np.int64), []
         for name in network.names:
-            role, correction = self._acting[name][slot.purpose], self._corrections[name]
+            role, correction = self._members.acting(name, slot), self._members.corrections[name]
             burst = role.transmit(slot, grant.start)
             if burst is not None:
                 burst = burst if correction is None else correction.transmit(burst, grant.start)
@@ -94,24 +154,13 @@ class DirectRun:
         for name in self._schedule.nodes:
             samples = received[network.ports(name)]
             status = "lost" if name in lost else "ok" if np.isfinite(samples).all() else "samples are not finite"
+            if name in self._recorders:
+                kept = samples[None] if status == "ok" else None
+                self._recorders[name].received([grant], beams[network.ports(name)][:1], kept, status)
             if status == "ok":
-                self._receive(name, slot, grant, samples)
+                self._members.receive(name, grant, samples)
             actions += self._scheduler.acknowledge(name, [grant], status)
         return actions
-
-    def _receive(self, name: str, slot: Slot, grant: Grant, samples: np.ndarray) -> None:
-        correction = self._corrections[name]
-        if correction is not None:
-            samples = correction.receive(samples, grant.start)
-        self._acting[name][slot.purpose].receive(slot, grant, samples)
-
-    def _conclude(self, phase: str, grants: Sequence[Grant]) -> list:
-        """Have the phase's collector make its product; returns what the scheduler does next."""
-        purpose = self._schedule.slots[grants[0].slot].purpose
-        results = {name: _laid_out(roles[purpose].results(grants)) for name, roles in self._acting.items()}
-        collector = next(member for member in self._collectors if phase in member.phases)
-        product = collector.produce(phase, grants, {name: values for name, values in results.items() if values})
-        return self._scheduler.produced(replace(product, values=_laid_out(product.values)))
 
 
 def _laid_out(values: Mapping[str, object] | None) -> dict[str, object]:

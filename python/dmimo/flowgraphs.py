@@ -5,7 +5,6 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 
 from gnuradio import gr
 
@@ -18,20 +17,11 @@ from .blocks.node import node
 from .blocks.simulated_network import simulated_network
 from .blocks.slot_scheduler import slot_scheduler
 from .blocks.verifier import verifier
-from .core.sweep_calibration import SweepCalibration
-from .protocols.bidirectional_estimate import SideCalibration
 from .protocols.slots import Collector
+from .recording import Recorder
+from .reports import Outcome
 
 POLL_S = 0.1
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run left behind; `error` is None where it succeeded."""
-
-    error: str | None
-    report: Mapping[str, object]
-    estimate: SweepCalibration | SideCalibration | None = None
 
 
 class testbed_flowgraph(gr.top_block):
@@ -44,9 +34,12 @@ class testbed_flowgraph(gr.top_block):
         Calibration file to write after a beam sweep or a bidirectional run; empty for none.
     duration_s : float
         Network time up to which synchronisation goes on; the patterns of a bidirectional run are in its testbed file.
+    recorder : Recorder, optional
+        Records what all nodes receive; closed by whoever made it.
     """
 
-    def __init__(self, assembly: Assembly, calibration_file: str = "", duration_s: float = 0.0):
+    def __init__(self, assembly: Assembly, calibration_file: str = "", duration_s: float = 0.0,
+                 recorder: Recorder | None = None):
         gr.top_block.__init__(self, assembly.testbed.name or "dmimo")
         bed, schedule = assembly.testbed, assembly.schedule
         slots = bed.slots
@@ -58,7 +51,8 @@ class testbed_flowgraph(gr.top_block):
         self.collectors = {name: self._collector(name, member, calibration_file)
                            for name, member in assembly.collectors().items()}
         self.nodes = [node(n.name, n.num_ports, schedule, assembly.roles(n.name), bed.samp_rate,
-                           **assembly.faults(n.name)) for n in bed.nodes]
+                           recorder=None if recorder is None else recorder.nodes[n.name], **assembly.faults(n.name))
+                      for n in bed.nodes]
         self._connect_streams()
         self._connect_messages()
         self._pin()

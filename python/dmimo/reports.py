@@ -39,6 +39,15 @@ class Run:
         return history(self.collectors)
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left behind; `error` is None where it succeeded."""
+
+    error: str | None
+    report: Mapping[str, object]
+    estimate: SweepCalibration | SideCalibration | None = None
+
+
 def history(collectors: Mapping[str, Collector]) -> list[dict[str, object]]:
     """History of the synchronisation among these collectors, empty without one."""
     return collectors["beamsync"].members["beamsync"].history if "beamsync" in collectors else []

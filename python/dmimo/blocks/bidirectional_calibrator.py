@@ -4,10 +4,9 @@
 from pathlib import Path
 
 from ..assembly import Assembly
-from ..csi_records import save_csi
+from ..calibration_files import write_bidirectional
 from ..protocols.bidirectional_collector import BidirectionalCollector
 from ..protocols.bidirectional_estimate import SideCalibration
-from ..records import save_calibration
 from .collector import collector
 
 
@@ -59,18 +58,4 @@ class bidirectional_calibrator(collector):
         if self._path is None or self._saved:
             return
         self._saved = True
-        if self.exchange.csi:
-            self._save_csi()
-        if self.calibration is None:
-            return
-        save_calibration(self._path, self._assembly.record(self.calibration))
-        beside = self._path.with_name(f"{self._path.stem}-ue{self._path.suffix}")
-        save_calibration(beside, self._assembly.record(self.ue_calibration, self._assembly.bidirectional.plan.ues))
-
-    def _save_csi(self) -> None:
-        plan = self._assembly.bidirectional.plan
-        subcarriers = {"g": plan.up.sounding_subcarriers, "h": plan.down.sounding_subcarriers,
-                       "c_trp": plan.down.response_subcarriers, "c_ue": plan.up.response_subcarriers}
-        attributes = {"samp_rate": plan.grid.samp_rate, "center_freq": plan.center_freq,
-                      "subcarrier_spacing_hz": plan.grid.subcarrier_spacing_hz}
-        save_csi(self._path.with_name("csi.h5"), self.exchange.csi, subcarriers, attributes)
+        write_bidirectional(self._assembly, self.exchange, self._path)

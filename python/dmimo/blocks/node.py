@@ -25,17 +25,19 @@ class node(gr.hier_block2):
         Zeros in silent slots: True for a simulated network, False for a radio.
     silent_from, unacknowledged
         Simulated faults, see `role`.
+    recorder : NodeRecorder, optional
+        Records what the node receives.
     """
 
     def __init__(self, name: str, num_ports: int, schedule: Schedule, roles, samp_rate: float, fill: bool = True,
-                 silent_from: int | None = None, unacknowledged: dict[int, int] | None = None):
+                 silent_from: int | None = None, unacknowledged: dict[int, int] | None = None, recorder=None):
         signature = gr.io_signature(num_ports, num_ports, gr.sizeof_gr_complex)
         gr.hier_block2.__init__(self, f"node {name}", signature, signature)
         for port in ("status", "results"):
             self.message_port_register_hier_out(port)
         self.message_port_register_hier_in("control")
         slot_samples = schedule.slot_samples
-        self.role = role(name, num_ports, schedule, roles, samp_rate, fill, silent_from, unacknowledged)
+        self.role = role(name, num_ports, schedule, roles, samp_rate, fill, silent_from, unacknowledged, recorder)
         self.transmitter = burst_transmitter(num_ports, slot_samples)
         self.receiver = burst_receiver(name, num_ports, slot_samples, samp_rate)
         for port in range(num_ports):

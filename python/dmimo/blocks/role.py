@@ -8,6 +8,7 @@ import pmt
 
 from ..protocols.correction import correction_of
 from ..protocols.slots import Grant, Role, Schedule
+from ..recording import NodeRecorder
 from . import messages
 from .burst_transmitter import MAX_SAMPLES
 from .guard import guarded
@@ -42,11 +43,15 @@ class role(lean_message_block):
         Simulated fault: from this slot on the node no longer reacts to anything.
     unacknowledged : mapping of slot to int
         Simulated fault: how many of the slot's acknowledgements are lost.
+    recorder : NodeRecorder, optional
+        Records every burst as it comes, before any correction.
     """
 
     def __init__(self, node: str, num_ports: int, schedule: Schedule, roles: Sequence[Role], samp_rate: float,
-                 fill: bool = True, silent_from: int | None = None, unacknowledged: dict[int, int] | None = None):
+                 fill: bool = True, silent_from: int | None = None, unacknowledged: dict[int, int] | None = None,
+                 recorder: NodeRecorder | None = None):
         lean_message_block.__init__(self, "role")
+        self._recorder = recorder
         self._schedule = schedule
         self._roles = tuple(roles)
         self._by_purpose = {purpose: role for role in roles for purpose in role.purposes}
@@ -94,6 +99,8 @@ class role(lean_message_block):
             self._publish_results(message)
         elif kind == "product":
             product = messages.product(message)
+            if self._recorder is not None:
+                self._recorder.product(product)
             for role in self._roles:
                 role.update(product)
             self.updated()
@@ -186,6 +193,8 @@ class role(lean_message_block):
         if not taken:
             return
         self._awaited.difference_update(taken)
+        if self._recorder is not None:
+            self._record(message, taken, status)
         if status == "ok":
             # Slots in flight belong to one phase, a phase to one role.
             if self._by_purpose[self._schedule.slots[taken[0].slot].purpose].reactive:
@@ -197,6 +206,13 @@ class role(lean_message_block):
             acknowledged = [grant for grant in taken if not self._loses_acknowledgement(grant.slot)]
         if acknowledged:
             self.message_port_pub(STATUS, messages.ack_to_pmt(self._ack, acknowledged, status))
+
+    def _record(self, message, taken: list[Grant], status: str) -> None:
+        slots, samples = [self._schedule.slots[grant.slot] for grant in taken], None
+        if status == "ok":
+            burst = messages.burst(message)
+            samples = burst.samples[[grant in taken for grant in burst.grants]]
+        self._recorder.received(taken, [self._by_purpose[slot.purpose].beam(slot) for slot in slots], samples, status)
 
     def _loses_acknowledgement(self, slot: int) -> bool:
         left = self._unacknowledged.get(slot, 0)
@@ -216,6 +232,8 @@ class role(lean_message_block):
     def _publish_results(self, message) -> None:
         grants = messages.grants(message)
         phase = messages.get(message, "phase")
+        if self._recorder is not None:
+            self._recorder.phase_done(phase, grants)
         for message_kept, taken in self._kept:
             self._receive(message_kept, taken)
         self._kept.clear()

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Writes the calibration files that a run leaves behind: of the access points, the user terminals, and all channels."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from .assembly import Assembly
+from .csi_records import save_csi
+from .protocols.bidirectional_collector import BidirectionalCollector
+from .protocols.slots import Collector
+from .records import save_calibration
+
+
+def write(assembly: Assembly, collectors: Mapping[str, Collector], path: str | Path) -> None:
+    """Write what the collectors of a run have calibrated; nothing where they have not."""
+    if "bidirectional" in collectors:
+        write_bidirectional(assembly, collectors["bidirectional"].members["exchange"], path)
+    elif getattr(collectors.get("calibrator"), "calibration", None) is not None:
+        save_calibration(path, assembly.record(collectors["calibrator"].calibration))
+
+
+def write_bidirectional(assembly: Assembly, exchange: BidirectionalCollector, path: str | Path) -> None:
+    """Write the calibration of the TRPs to `path`, that of the UEs beside it, with `-ue` before the suffix, and
+    `csi.h5` where channels were kept."""
+    path = Path(path)
+    if exchange.csi:
+        _write_csi(assembly, exchange, path.with_name("csi.h5"))
+    if exchange.calibration is None:
+        return
+    save_calibration(path, assembly.record(exchange.calibration))
+    beside = path.with_name(f"{path.stem}-ue{path.suffix}")
+    save_calibration(beside, assembly.record(exchange.ue_calibration, assembly.bidirectional.plan.ues))
+
+
+def _write_csi(assembly: Assembly, exchange: BidirectionalCollector, path: Path) -> None:
+    plan = assembly.bidirectional.plan
+    subcarriers = {"g": plan.up.sounding_subcarriers, "h": plan.down.sounding_subcarriers,
+                   "c_trp": plan.down.response_subcarriers, "c_ue": plan.up.response_subcarriers}
+    attributes = {"samp_rate": plan.grid.samp_rate, "center_freq": plan.center_freq,
+                  "subcarrier_spacing_hz": plan.grid.subcarrier_spacing_hz}
+    save_csi(path, exchange.csi, subcarriers, attributes)
