@@ -397,6 +397,41 @@ def test_one_way_tracking_does_without_frequencies_where_an_oscillator_moves():
     assert max(errors[1]) < 0.01
 
 
+@pytest.mark.parametrize("name", ["a", "b", "u", "v"])
+@pytest.mark.parametrize("turn", [0.3, 1.0])
+@pytest.mark.parametrize("before", [EXCHANGE, TRACKING])
+def test_filter_follows_an_oscillator_that_jumps(name, turn, before):
+    """Nothing in the filter's model jumps; soundings and exchanges that show it count for more than the past."""
+    run = Run(make_plan(), cfo_hz=CFO, tracking=filtered, noise_var=1e-6)
+    for pattern in range(5):
+        for phase in (EXCHANGE, TRACKING):
+            if pattern == 2 and phase == before:
+                run.air.phase[name] += turn
+            product = run.play(phase)
+            assert product.trusted, product.reasons
+            assert max(run.errors(product)) < 0.03
+
+
+def test_filter_asks_for_an_exchange_where_an_oscillator_jumps():
+    run = Run(make_plan(), cfo_hz=CFO, tracking=filtered, noise_var=1e-6, settings={"budget_rad": 1.0})
+    assert not [run.play(phase) for phase in (EXCHANGE, TRACKING)][-1].values["calibrates"]
+    run.air.phase["b"] += 1.0
+    run.play(EXCHANGE)
+    product = run.play(TRACKING)
+    assert product.values["calibrates"]
+    assert max(run.errors(product)) < 0.03
+    assert not [run.play(phase) for phase in (EXCHANGE, TRACKING)][-1].values["calibrates"]
+
+
+def test_filter_follows_a_gain_that_changes():
+    run = Run(make_plan(), cfo_hz=CFO, tracking=filtered, noise_var=1e-6)
+    for phase in (EXCHANGE, TRACKING) * 3:
+        run.play(phase)
+    run.air.r["b"] = 0.5 * run.air.r["b"]
+    product = run.play(EXCHANGE)
+    assert max(run.errors(product)) < 0.03
+
+
 @pytest.mark.parametrize("tracking", [OneWay, filtered])
 def test_tracking_that_fails_keeps_the_calibration_until_it_fails_too_often(tracking):
     run = Run(make_plan(), tracking=tracking, noise_var=1e-6)
