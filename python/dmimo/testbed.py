@@ -242,7 +242,7 @@ class Bidirectional:
     form: Literal["inverse", "conjugate", "phase"] = "inverse"
     fade_limit_db: float = 20.0
     max_delay_s: float | None = None
-    max_cfo_hz: float = 2000.0
+    max_cfo_hz: float | None = None
     pattern_s: float = 0.625e-3
     patterns: int = 8
     calibrate: Literal["always", "on_demand"] = "always"

@@ -156,23 +156,27 @@ class BidirectionalCollector:
         return f"the links above their thresholds do not join all ports; the parts are {parts}"
 
     def _strange_carriers(self, results) -> tuple[str, ...]:
-        """The node with the mean carrier farthest from zero, where no oscillators within `max_cfo_hz` can make it."""
-        limit, found = self._plan.max_cfo_hz, self._links.carriers_hz(results)
+        """The node with the mean carrier farthest from zero, where no oscillators within the limit can make it."""
+        limit, found = self._plan.cfo_limit_hz, self._links.carriers_hz(results)
         name = max(found, key=lambda node: abs(found[node][0]))
         hertz, std = found[name]
         if abs(hertz) <= limit + MAX_CARRIER_DEVIATIONS * std:
             return ()
-        return (f"node {name}: carriers are {hertz:.0f} Hz off: oscillators differ by more than max_cfo_hz = "
-                f"{limit:g}",)
+        return (f"node {name}: carriers are {hertz:.0f} Hz off: oscillators differ by more than "
+                f"{self._limit_in_words()}",)
+
+    def _limit_in_words(self) -> str:
+        plan = self._plan
+        return (f"the {plan.unambiguous_cfo_hz:.0f} Hz that the slots can tell" if plan.max_cfo_hz is None else
+                f"max_cfo_hz = {plan.max_cfo_hz:g}")
 
     def _doubts(self, estimate: ExchangeEstimate, results, csi: Csi) -> tuple[str, ...]:
         """Frequencies beyond what the exchange can tell: larger than expected, or not those that the symbols show."""
         plan, apart = self._plan, estimate.apart_hz
         deviation = np.sqrt(np.diagonal(estimate.frequencies.covariance).max())
         worst = float(np.abs(apart[estimate.used]).max())
-        if worst > plan.max_cfo_hz + 4.0 * deviation:
-            return (f"oscillators of a TRP and a UE differ by {worst:.0f} Hz: more than max_cfo_hz = "
-                    f"{plan.max_cfo_hz:g}",)
+        if worst > plan.cfo_limit_hz + 4.0 * deviation:
+            return (f"oscillators of a TRP and a UE differ by {worst:.0f} Hz: more than {self._limit_in_words()}",)
         if not estimate.frequencies.trusted.all():
             return ("the frequencies of the links contradict each other: oscillators drift within the exchange, or "
                     "differ by more than it can tell",)

@@ -83,7 +83,7 @@ class Filtered(OneWay):
         plan, counts = self._plan, (self._plan.num_trp_ports, self._plan.num_ue_ports)
         oscillators = np.concatenate([plan.node_of_trp_port, len(plan.trps) + plan.node_of_ue_port])
         self._trackers = Sides(*(CoefficientTracker(
-            plan.grid.samp_rate, num_trp=counts[0], num_ue=counts[1], offset_std_hz=plan.max_cfo_hz,
+            plan.grid.samp_rate, num_trp=counts[0], num_ue=counts[1], offset_std_hz=plan.cfo_limit_hz,
             direction=direction, reference=reference, oscillators=oscillators, **self._settings)
             for direction, reference in zip(DIRECTIONS, (0, counts[0]), strict=True)))
         self._take(estimate)

@@ -80,10 +80,10 @@ class BidirectionalPlan:
         See `core.cars.cars_precoding`.
     max_delay_s : float, optional
         Largest offset between the clocks of a TRP and a UE; as much as prefix and combs take by default.
-    max_cfo_hz : float
-        Largest difference between the oscillators of a TRP and a UE.
+    max_cfo_hz : float, optional
+        Largest difference between the oscillators of a TRP and a UE; as much as the slots can tell by default.
     center_freq : float
-        In Hz. A node's oscillator drives its sample clock, too: delays drift by up to max_cfo_hz / center_freq.
+        In Hz. A node's oscillator drives its sample clock, too: delays drift by max_cfo_hz / center_freq at most.
 
     Raises
     ------
@@ -108,7 +108,7 @@ class BidirectionalPlan:
     form: CarsForm = "inverse"
     fade_limit_db: float = 20.0
     max_delay_s: float | None = None
-    max_cfo_hz: float = 2000.0
+    max_cfo_hz: float | None = None
     center_freq: float = 26e9
 
     def __post_init__(self):
@@ -117,7 +117,7 @@ class BidirectionalPlan:
         if not 0 < self.delay_limit_s <= self.unambiguous_delay_s:
             raise ValueError(f"max_delay_s = {self.max_delay_s:g}: must be positive and at most "
                              f"{self.unambiguous_delay_s:g}, beyond which soundings leave the prefix or have aliases")
-        if not 0 < self.max_cfo_hz < self.unambiguous_cfo_hz:
+        if self.max_cfo_hz is not None and not 0 < self.max_cfo_hz < self.unambiguous_cfo_hz:
             raise ValueError(f"max_cfo_hz = {self.max_cfo_hz:g}: must be positive and below {self.unambiguous_cfo_hz:g}"
                              ", beyond which frequencies have aliases; shorter slots allow more")
         # Combs and slot are checked as these are made.
@@ -168,6 +168,11 @@ class BidirectionalPlan:
     def delay_limit_s(self) -> float:
         """Largest offset of clocks that is expected."""
         return self.unambiguous_delay_s if self.max_delay_s is None else self.max_delay_s
+
+    @property
+    def cfo_limit_hz(self) -> float:
+        """Largest difference of oscillators that is expected."""
+        return self.unambiguous_cfo_hz if self.max_cfo_hz is None else self.max_cfo_hz
 
     @property
     def unambiguous_cfo_hz(self) -> float:

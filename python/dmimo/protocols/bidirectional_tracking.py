@@ -114,7 +114,7 @@ class OneWay(Extrapolation):
         Links are sounded one after another; each is brought to the same time by its own frequency.
         """
         plan, rate, out = self._plan, self._plan.grid.samp_rate, []
-        drift_s = (DRIFT_MARGIN * plan.max_cfo_hz / plan.center_freq * abs(elapsed) + LEAST_SAMPLES) / rate
+        drift_s = (DRIFT_MARGIN * plan.cfo_limit_hz / plan.center_freq * abs(elapsed) + LEAST_SAMPLES) / rate
         for before, after, times, sign, exchange, k in (
             (first.g, csi.g, csi.g_time - first.g_time, 1.0, plan.up, plan.up.sounding_subcarriers[None]),
             (first.h, csi.h, csi.h_time - first.h_time, -1.0, plan.down, plan.down.sounding_subcarriers[:, None]),
