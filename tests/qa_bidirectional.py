@@ -31,9 +31,9 @@ def encoded(report, folder):
     return (folder / "report.json").read_bytes()
 
 
-def slot_of(purpose, number=0):
+def slot_of(purpose, number=0, changes=()):
     """Index of a slot of the schedule."""
-    slots = Assembly(changed(SMALL)).schedule.slots
+    slots = Assembly(changed(SMALL, *changes)).schedule.slots
     return [slot.index for slot in slots if slot.purpose == purpose][number]
 
 
@@ -91,6 +91,18 @@ def test_slot_that_a_node_loses_is_repeated_and_the_calibration_is_right(purpose
         assert entry["trp_phase_error_deg"] < 0.4
         assert entry["ue_phase_error_deg"] < 0.4
     assert report["coherent_gain_db"] == pytest.approx(report["ideal_gain_db"], abs=0.1)
+
+
+@pytest.mark.parametrize(("purpose", "number", "node"), [
+    ("beam_training", 0, "trp1"), ("beam_training", 4, "ue2"), ("srs", 0, "trp2"), ("dl_cars", 1, "ue1")])
+def test_slots_lost_with_beams_change_nothing(purpose, number, node):
+    """In the training, which is open-loop, and in either round of the exchange."""
+    slot = slot_of(purpose, number, PANELS)
+    outcome = play(ONCE, *PANELS, *faults(f"{{kind: lost_slot, node: {node}, slot: {slot}}}"))
+    assert outcome.error is None
+    assert outcome.report["links"]["used"].all()
+    assert outcome.report["patterns"][0]["trp_phase_error_deg"] < 0.4
+    assert outcome.report["patterns"][0]["ue_phase_error_deg"] < 0.4
 
 
 @pytest.mark.parametrize("purpose", ["ul_cars", "dl_cars"])
@@ -179,17 +191,25 @@ def test_port_that_dies_later_keeps_the_last_calibration_until_it_counts_too_oft
 ALIAS = 15.36e6 / (3 * 288)  # of soundings three slots apart
 
 
+@pytest.mark.parametrize("limit", ["", ", max_cfo_hz: 2000"])
 @pytest.mark.parametrize(("trp2", "ue1", "ue2"), [
     (-70, 20_000, -22), (8000, 20_000, -22), (-70, 64, -22 + ALIAS), (-70 + ALIAS, 64, -22 + ALIAS),
-    (-70, 64 + ALIAS, -22 + ALIAS), (-70, 64, 15.36e6 / 288 - 22), (-70, 64, 120e3 - 22), (-70, 64, 3000)])
-def test_oscillators_beyond_what_the_exchange_can_tell_end_the_run(trp2, ue1, ue2):
+    (-70, 64 + ALIAS, -22 + ALIAS), (-70, 64, 15.36e6 / 288 - 22), (15.36e6 / 288, 64, 15.36e6 / 288),
+    (-70, 64, 120e3 - 22)])
+def test_oscillators_beyond_what_the_exchange_can_tell_end_the_run(trp2, ue1, ue2, limit):
     """Also where all phases are those of oscillators inside the range: aliases of soundings, of slots, of bins."""
     outcome = play(ONCE, ("cfo_hz: -70", f"cfo_hz: {trp2}"), ("cfo_hz: 64", f"cfo_hz: {ue1}"),
-                   ("cfo_hz: -22", f"cfo_hz: {ue2}"))
+                   ("cfo_hz: -22", f"cfo_hz: {ue2}"), ("tracking: wideband", f"tracking: wideband{limit}"))
     assert outcome.error is not None
     assert "calibrations" not in outcome.report
     if ue2 < 100e3:  # otherwise every pilot is on another port's subcarrier: nothing is heard
-        assert "max_cfo_hz" in outcome.error
+        assert "oscillators differ by more than" in outcome.error
+        assert ("max_cfo_hz = 2000" if limit else "8889 Hz that the slots can tell") in outcome.error
+
+
+def test_oscillators_beyond_a_limit_of_the_file_end_the_run():
+    changes = ("cfo_hz: -22", "cfo_hz: 3000"), ("tracking: wideband", "tracking: wideband, max_cfo_hz: 2000")
+    assert "more than max_cfo_hz = 2000" in play(ONCE, *changes).error
 
 
 def test_oscillators_within_a_wider_range_are_calibrated():
