@@ -54,7 +54,8 @@ class NodeRecording:
 
     @cached_property
     def _data(self) -> np.ndarray:
-        return np.memmap(self.path, form.DATA_TYPE, "r")
+        items = self.path.stat().st_size // form.DATA_TYPE.itemsize  # the last may be cut
+        return np.memmap(self.path, form.DATA_TYPE, "r", shape=(items,))
 
     def samples(self, attempt: Attempt) -> np.ndarray:
         """What the ports received, complex64 (ports, samples)."""
