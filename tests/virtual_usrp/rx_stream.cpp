@@ -51,7 +51,8 @@ bool RxStream::command(const Board& board, size_t dsp, const uhd::stream_cmd_t& 
 void RxStream::obey(Channel& channel, const uhd::stream_cmd_t& command)
 {
     Board& board = *channel.board;
-    board.require_link();
+    if (board.vanished())
+        return; // nobody is there to obey; an exception here would end gr-uhd's stop() and with it the process
     const bool timed = !command.stream_now && command.stream_mode != uhd::stream_cmd_t::STREAM_MODE_STOP_CONTINUOUS;
     board.write(board.line("stream", timed ? &command.time_spec : nullptr)
                     .add("channel", channel.dsp)

@@ -119,6 +119,20 @@ void TxStream::start_burst(Channel& channel, const uhd::tx_metadata_t& metadata)
         channel.next = start;
 }
 
+// gr-uhd gives every packet of a timed burst its time: one that comes after its time is late, although the burst began.
+void TxStream::continue_timed(Channel& channel, const uhd::tx_metadata_t& metadata)
+{
+    Board& board = *channel.board;
+    const int64_t start = board.to_network(metadata.time_spec);
+    const int64_t earliest = channel.starved ? board.network_now() : channel.next;
+    channel.starved = false;
+    channel.dropping = start < earliest;
+    if (channel.dropping)
+        report(channel, async_metadata_t::EVENT_CODE_TIME_ERROR, board.network_now());
+    else
+        channel.next = start;
+}
+
 void TxStream::end_burst(Channel& channel)
 {
     Board& board = *channel.board;
@@ -146,8 +160,10 @@ void TxStream::packet(Channel& channel, const void* samples, size_t count, const
 {
     check_underflow(channel);
     // Empty packets begin a burst only if they say so: gr-uhd ends streams with an empty end of burst.
-    if (metadata.start_of_burst || metadata.has_time_spec || (!channel.in_burst && count > 0))
+    if (metadata.start_of_burst || (!channel.in_burst && count > 0))
         start_burst(channel, metadata);
+    else if (channel.in_burst && metadata.has_time_spec && !channel.dropping)
+        continue_timed(channel, metadata);
     if (channel.starved && count > 0) {
         channel.starved = false;
         channel.dropping = _next_burst;

@@ -70,6 +70,7 @@ private:
     void check_underflow(Channel& channel);
     void packet(Channel& channel, const void* samples, size_t count, const uhd::tx_metadata_t& metadata);
     void start_burst(Channel& channel, const uhd::tx_metadata_t& metadata);
+    void continue_timed(Channel& channel, const uhd::tx_metadata_t& metadata);
     void end_burst(Channel& channel);
     void report(const Channel& channel, uhd::async_metadata_t::event_code_t code, int64_t network_tick);
     int64_t step(const Channel& channel) const { return channel.board->step(TX, channel.dsp); }
