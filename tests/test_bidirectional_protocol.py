@@ -25,7 +25,7 @@ CFO = {"a": 3.0, "b": -4.0, "u": 5.0, "v": -2.0}
 
 def filtered(plan):
     """Tracking by Kalman filters."""
-    return Filtered(plan, linewidth_hz=1e-3, drift_hz=0.1, drift_period_s=100.0)
+    return Filtered(plan, drift_hz=0.1, drift_period_s=100.0)
 
 
 def make_plan(ports=None, beams=None, calibrating=None, **changes):
@@ -36,7 +36,8 @@ def make_plan(ports=None, beams=None, calibrating=None, **changes):
     settings = {
         "nodes": tuple(ports), "trps": trps, "ues": terminals if calibrating is None else calibrating,
         "terminals": terminals, "num_ports": ports, "num_beams": beams or dict.fromkeys(ports, 1), "grid": GRID,
-        "slot_samples": 256, "lead_samples": 16, "advance_samples": 8, "max_cfo_hz": 200.0, **changes}
+        "slot_samples": 256, "lead_samples": 16, "advance_samples": 8, "max_cfo_hz": 200.0,
+        "linewidth_hz": 1e-3, **changes}
     return BidirectionalPlan(**settings)
 
 
@@ -430,6 +431,36 @@ def test_filter_follows_a_gain_that_changes():
     run.air.r["b"] = 0.5 * run.air.r["b"]
     product = run.play(EXCHANGE)
     assert max(run.errors(product)) < 0.03
+
+
+def wandering(step_rad, patterns=12, tracking=filtered, **settings):
+    """A run whose oscillators take random steps before each exchange."""
+    run, rng = Run(make_plan(**settings), cfo_hz=CFO, tracking=tracking, noise_var=1e-4), np.random.default_rng(5)
+    for _ in range(patterns):
+        for name in run.air.phase:
+            run.air.phase[name] += step_rad * rng.normal()
+        for phase in (EXCHANGE, TRACKING):
+            run.play(phase)
+    return run
+
+
+def test_oscillators_worse_than_assumed_are_said():
+    """Steps of 0.05 rad against the few milliradians of a linewidth of 1 mHz; with 1 Hz they would be no surprise."""
+    assert wandering(0.0).collector.doubts == ()
+    (doubt,) = wandering(0.05).collector.doubts
+    assert "oscillators are worse than linewidth_hz" in doubt
+    assert wandering(0.05, linewidth_hz=1.0).collector.doubts == ()
+
+
+@pytest.mark.parametrize(("form", "sized"), [("inverse", True), ("conjugate", False), ("phase", False)])
+def test_answers_without_amplitudes_make_no_claim_of_them(form, sized):
+    run = Run(make_plan(form=form), cfo_hz=CFO, noise_var=1e-6)
+    product = run.play(EXCHANGE)
+    truth = run.air.c(run.plan.trps, product.values["reference_time"])
+    c = product.values["c"]
+    np.testing.assert_allclose(np.abs(c), np.abs(truth / truth[0]) if sized else 1.0, atol=0.01)
+    np.testing.assert_allclose(np.angle(c / truth * truth[0]), 0.0, atol=0.01)
+    assert (run.collector.doubts == ()) == sized
 
 
 @pytest.mark.parametrize("tracking", [OneWay, filtered])

@@ -55,7 +55,7 @@ class Bidirectional:
             lead_samples=slots.lead_samples, advance_samples=self._layout.advance_samples,
             latency_samples=self._layout.latency_samples, receive_delay_samples=slots.receive_delay_samples,
             form=settings.form, fade_limit_db=settings.fade_limit_db, max_delay_s=settings.max_delay_s,
-            max_cfo_hz=settings.max_cfo_hz, center_freq=bed.center_freq)
+            max_cfo_hz=settings.max_cfo_hz, center_freq=bed.center_freq, linewidth_hz=settings.linewidth_hz)
 
     @property
     def beams_from(self) -> str | None:
@@ -125,6 +125,5 @@ class Bidirectional:
     def _tracking(self) -> Extrapolation:
         settings = self._settings
         if settings.tracking == "kalman":
-            return Filtered(self.plan, linewidth_hz=settings.linewidth_hz, drift_hz=settings.drift_hz,
-                            drift_period_s=settings.drift_period_s)
+            return Filtered(self.plan, drift_hz=settings.drift_hz, drift_period_s=settings.drift_period_s)
         return (OneWay if settings.tracking == "wideband" else Extrapolation)(self.plan)

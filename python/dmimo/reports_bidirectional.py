@@ -24,7 +24,7 @@ def content(assembly: Assembly, network: Network, collectors: Mapping[str, Colle
     """Keys of report.json beside those of the access points' calibration."""
     member, plan, rate = exchange(collectors), assembly.bidirectional.plan, assembly.testbed.samp_rate
     patterns = [_pattern(plan, network, entry, rate) for entry in member.history]
-    out: dict[str, object] = {"patterns": patterns, "doubts": _doubts(member.history)}
+    out: dict[str, object] = {"patterns": patterns, "doubts": list(member.doubts)}
     known = [entry for entry in patterns if "trp_phase_error_deg" in entry]
     if known:
         out["calibrations"] = sum(entry["event"] == "calibrated" for entry in known)
@@ -60,14 +60,6 @@ def _pattern(plan: BidirectionalPlan, network: Network, entry: Mapping[str, obje
         error = metrics.phase_error(entry[f"{side}_c"], truth[rows]) if len(rows) > 1 else 0.0
         out[f"{side}_phase_error_deg"] = float(np.degrees(error))
     return out | {"links_used": int(np.sum(entry["used"]))}
-
-
-def _doubts(history: Sequence[Mapping[str, object]]) -> list[str]:
-    failed = [entry for entry in history if entry["event"] == "untrusted"]
-    if not failed:
-        return []
-    return [f"{len(failed)} of {len(history)} measurements were not trusted and not applied, the first because "
-            f"{'; '.join(failed[0]['reasons'])}"]
 
 
 def _links(member: BidirectionalCollector) -> dict[str, object]:

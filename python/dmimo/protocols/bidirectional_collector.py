@@ -64,6 +64,17 @@ class BidirectionalCollector:
         self.history: list[dict[str, object]] = []
         self.csi: list[tuple[str, dict[str, np.ndarray]]] = []
 
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What speaks against the calibration so far."""
+        failed, doubts = [entry for entry in self.history if entry["event"] == "untrusted"], self._tracking.doubts
+        if self._plan.form != "inverse":
+            doubts += (f"answers of form {self._plan.form} hold no amplitudes: all |c| are taken as equal",)
+        if not failed:
+            return doubts
+        return (*doubts, f"{len(failed)} of {len(self.history)} measurements were not trusted and not applied, the "
+                f"first because {'; '.join(failed[0]['reasons'])}")
+
     def update(self, product: Product) -> None:
         """The calibration needs nothing from other phases."""
 

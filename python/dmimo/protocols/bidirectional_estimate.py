@@ -113,7 +113,7 @@ def estimate_exchange(plan: BidirectionalPlan, read: Coefficients, csi: Csi,
     turned = [(4.0 * np.pi * each.spread / rate) ** 2 * frequency_variance(plan, frequencies, side)
               for side, each in enumerate((trp, ue))]
     own = slice(None, plan.num_trp_ports), slice(plan.num_trp_ports, None)
-    sides = (_calibration(*parts, csi.origin + middle) for parts in zip(
+    sides = (_calibration(*parts, csi.origin + middle, plan.form == "inverse") for parts in zip(
         fits, (trp, ue), turned, (clocks[rows] for rows in own), ports_hz, strict=True))
     agree = trp.agrees(fits[0], turned[0].max()) & ue.agrees(fits[1], turned[1].max()).T
     links = (trp_links._replace(delay_s=trp_links.delay_s + 2.0 * apart_s),
@@ -157,11 +157,15 @@ class _Reading(NamedTuple):
 
 
 def _calibration(nodes: BidirectionalCalibration, reading: _Reading, turned: np.ndarray, clocks: np.ndarray,
-                 ports_hz: np.ndarray, time: int) -> SideCalibration:
-    """Calibration of the side that is the first of `nodes`; `clocks` were taken out of what was read."""
+                 ports_hz: np.ndarray, time: int, reads_amplitude: bool) -> SideCalibration:
+    """Calibration of the side that is the first of `nodes`; `clocks` were taken out of what was read.
+
+    Where answers hold no amplitudes, all |c| are taken as equal.
+    """
     covariance = _covariance(reading.links, reading.used, reading.c.shape[-1])
+    c = nodes.c_trp if reads_amplitude else nodes.c_trp / np.abs(nodes.c_trp)
     return SideCalibration(
-        nodes.c_trp, 2.0 * (nodes.delay_trp_s + clocks - clocks[0]), ports_hz - ports_hz[0], covariance,
+        c, 2.0 * (nodes.delay_trp_s + clocks - clocks[0]), ports_hz - ports_hz[0], covariance,
         np.sqrt(0.5 * np.diagonal(covariance).real + turned), time)
 
 

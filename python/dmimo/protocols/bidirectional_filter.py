@@ -7,8 +7,10 @@ from dataclasses import replace
 import numpy as np
 
 from ..core.bidirectional import DisconnectedLinksError
+from ..core.carrier_model import wrap
 from ..core.coefficient_tracking import CoefficientTracker
 from .bidirectional_estimate import ExchangeEstimate, SideCalibration
+from .bidirectional_frequency import LEAST_STD_RAD
 from .bidirectional_links import Csi
 from .bidirectional_plan import BidirectionalPlan
 from .bidirectional_tracking import DIRECTIONS, Changes, OneWay, Sides
@@ -18,6 +20,8 @@ TAKEN = frozenset({"started", "applied"})
 # Exchanges whose sizes and delays are averaged, and deviations from their mean beyond which these have changed.
 WINDOW, MAX_DEVIATIONS = 16, 6.0
 SLACK = 0.02  # of log c, for what is no noise
+# Exchanges from which their misses are judged, and deviations that these may have.
+LEAST_EXCHANGES, MAX_SURPRISE = 5, 2.0
 
 
 class Filtered(OneWay):
@@ -30,13 +34,15 @@ class Filtered(OneWay):
     Parameters
     ----------
     plan : BidirectionalPlan
-    linewidth_hz, drift_hz, drift_period_s : float
+        With the linewidth.
+    drift_hz, drift_period_s : float
         Of each oscillator, as in `core.carrier_model`.
     """
 
-    def __init__(self, plan: BidirectionalPlan, *, linewidth_hz: float, drift_hz: float, drift_period_s: float):
+    def __init__(self, plan: BidirectionalPlan, *, drift_hz: float, drift_period_s: float):
         super().__init__(plan)
-        self._settings = {"linewidth_hz": linewidth_hz, "drift_hz": drift_hz, "drift_period_s": drift_period_s}
+        self._settings = {"linewidth_hz": plan.linewidth_hz, "drift_hz": drift_hz, "drift_period_s": drift_period_s}
+        self._surprises: list[float] = []
         self._trackers: Sides | None = None
         self._first: Csi | None = None
         self._first_sample, self._stale = 0, True
@@ -46,6 +52,8 @@ class Filtered(OneWay):
         super().calibrated(estimate, csi, again)
         sample = again.origin + round(float(again.g_time.mean()))
         grown = None
+        if not self._stale:
+            self._surprises.append(self._surprise(estimate))
         if not self._stale and self._take(estimate):
             with suppress(DisconnectedLinksError):  # the channel has changed
                 grown = self._grown(self._changes(self._first, again, sample - self._first_sample))
@@ -65,7 +73,8 @@ class Filtered(OneWay):
             for tracker, change in zip(self._trackers, changes, strict=True):
                 measured = change.trusted & tracker.referenced
                 applied = tracker.update_csi(
-                    change.phase_rad, np.where(measured, change.phase_std_rad**2, np.inf), sample)
+                    change.phase_rad, np.where(measured, np.maximum(change.phase_std_rad, LEAST_STD_RAD) ** 2, np.inf),
+                    sample)
                 self._stale |= tracker.event not in TAKEN or _misses(applied, measured)
         self.event = "tracked" if self._stale else "filtered"
         return super().tracked(csi) if self._stale else self._predicted(sample, self._grown(changes))
@@ -77,6 +86,25 @@ class Filtered(OneWay):
         num_trp = self._plan.num_trp_ports
         trp, ue = (tracker.predict(sample).phase_std_rad for tracker in self._trackers)
         return max(float(trp[:num_trp].max()), float(ue[num_trp:].max()))
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Whether exchanges miss what the filter predicts for them by more than it allows for."""
+        ratio = np.sqrt(np.median(self._surprises)) if len(self._surprises) >= LEAST_EXCHANGES else 0.0
+        if ratio <= MAX_SURPRISE:
+            return ()
+        return (f"exchanges miss the predicted phases by {ratio:.1f} deviations: the oscillators are worse than "
+                "linewidth_hz, drift_hz and drift_period_s say",)
+
+    def _surprise(self, estimate: ExchangeEstimate) -> float:
+        """Mean square of the phases of an exchange against those predicted for it, over the variance of both."""
+        num_trp, squares = self._plan.num_trp_ports, []
+        for tracker, side, own in zip(self._trackers, (estimate.trp, estimate.ue),
+                                      (slice(1, num_trp), slice(num_trp + 1, None)), strict=True):
+            known = tracker.predict(side.reference_time)
+            missed = wrap(np.angle(side.c[1:]) - np.concatenate([known.phase_trp_rad, known.phase_ue_rad])[own])
+            squares.append(missed**2 / (known.phase_std_rad[own] ** 2 + side.phase_std_rad[1:] ** 2))
+        return float(np.mean(np.concatenate(squares)))
 
     def _begin(self, estimate: ExchangeEstimate, again: Csi, sample: int) -> Sides:
         """Forget the past: filters that have seen this exchange only; returns the growth of delays, none."""
@@ -96,11 +124,14 @@ class Filtered(OneWay):
     def _take(self, estimate: ExchangeEstimate) -> bool:
         """Give an exchange to the filters; whether they go on with all ports."""
         links, goes_on = estimate.link_frequencies, True
-        frequency_var = np.where(links.trusted, links.frequency_std_hz**2, np.inf)
+        # The phase noise of a node is common to all its links, and not averaged by them.
+        walk = (max(estimate.used.shape) - 1) * links.walk_std_hz**2
+        frequency_var = np.where(links.trusted, links.frequency_std_hz**2 + walk, np.inf)
         for tracker, phase, std in zip(self._trackers, (estimate.trp_phase, estimate.ue_phase),
                                        (estimate.trp_links.phase_std_rad, estimate.ue_links.phase_std_rad.T),
                                        strict=True):
-            applied = tracker.update_calibration(phase, np.where(estimate.used, std**2, np.inf),
+            variance = np.where(estimate.used, np.maximum(std, LEAST_STD_RAD) ** 2, np.inf)
+            applied = tracker.update_calibration(phase, variance,
                                                  estimate.trp.reference_time, links.frequency_hz, frequency_var)
             goes_on &= tracker.event in TAKEN and not _misses(applied, estimate.used)
         return goes_on

@@ -10,6 +10,9 @@ from ..core.node_frequency import NodeFrequencies, node_frequencies
 from .bidirectional_links import Coefficients, Csi
 from .bidirectional_plan import BidirectionalPlan
 
+# Phase that the strongest link at a receiver may be off by without any noise.
+LEAST_STD_RAD = 1e-3
+
 
 class UnknownFrequenciesError(ValueError):
     """The oscillators' frequencies do not follow from what the links show."""
@@ -48,17 +51,29 @@ def exchange_frequencies(plan: BidirectionalPlan, csi: Csi, read: Coefficients, 
             _group(plan, here, (csi.h, read.again.h), (csi.h_time, read.again.h_time), -1.0),
             _group(plan, here, gains[..., None], (read.trp_time, read.ue_time.T), 2.0, noise),
         ]
-        for part, values in zip(parts, link_frequency(groups), strict=True):
+        for part, values in zip(parts, link_frequency(groups, linewidth_hz=2.0 * plan.linewidth_hz), strict=True):
             part[here] = values
+    # Leakage and echoes beyond the prefix are the same in both soundings: their residual does not show them.
+    least_hz = least_std(csi) * plan.grid.samp_rate / (2.0 * np.pi * 3.0 * plan.slot_samples)
     links = LinkFrequency(*parts[:-1], parts[-1] > 0)
+    links = links._replace(frequency_std_hz=np.hypot(links.frequency_std_hz, least_hz))
     try:
-        return links, node_frequencies(_of_nodes(plan, links))
+        return links, node_frequencies(_of_nodes(plan, links, least_hz))
     except DisconnectedLinksError:
         raise UnknownFrequenciesError(
             f"the frequencies of {int(np.sum(used & ~links.trusted))} of {int(used.sum())} links cannot be trusted: "
             f"too weak, or oscillators differ by more than the {plan.unambiguous_cfo_hz:.0f} Hz that an exchange can "
             "tell"
         ) from None
+
+
+def least_std(csi: Csi) -> np.ndarray:
+    """Phase (M, N) that links may be off by without noise: a share of the strongest signal at their receivers."""
+    up, down = (np.mean(np.abs(each) ** 2, axis=-1) for each in (csi.g, csi.h))
+    tiny = np.finfo(float).tiny
+    worst = np.maximum(up.max(axis=1, keepdims=True) / np.maximum(up, tiny),
+                       down.max(axis=0, keepdims=True) / np.maximum(down, tiny))
+    return LEAST_STD_RAD * np.sqrt(worst)
 
 
 def _group(plan: BidirectionalPlan, here: np.ndarray, soundings, times, turns: float, noise=None) -> Soundings:
@@ -68,8 +83,11 @@ def _group(plan: BidirectionalPlan, here: np.ndarray, soundings, times, turns: f
     return Soundings(g, np.array(at), turns, None if noise is None else noise[:, here].T)
 
 
-def _of_nodes(plan: BidirectionalPlan, links: LinkFrequency) -> LinkFrequency:
-    """The links between ports as links between nodes: weighted means of frequencies that are the same."""
+def _of_nodes(plan: BidirectionalPlan, links: LinkFrequency, least_hz: np.ndarray) -> LinkFrequency:
+    """The links between ports as links between nodes: weighted means of frequencies that are the same.
+
+    The ports' noise is averaged, the phase noise of the two oscillators is common to them.
+    """
     trp = np.eye(len(plan.trps))[plan.node_of_trp_port]
     ue = np.eye(len(plan.ues))[plan.node_of_ue_port]
 
@@ -77,10 +95,11 @@ def _of_nodes(plan: BidirectionalPlan, links: LinkFrequency) -> LinkFrequency:
         return trp.T @ values @ ue
 
     trusted = links.trusted
-    weights = np.where(trusted, 1.0 / np.where(trusted, links.frequency_std_hz, 1.0) ** 2, 0.0)
+    noise = np.where(trusted, links.frequency_std_hz**2 - links.walk_std_hz**2, 1.0)
+    weights = np.where(trusted, 1.0 / np.maximum(noise, least_hz**2), 0.0)
     sums = np.maximum(total(weights), np.finfo(float).tiny)
     frequency = total(weights * np.where(trusted, links.frequency_hz, 0.0)) / sums
     worst = total(weights * np.where(trusted, links.outlier_probability, 0.0)) / sums
     walk = np.sqrt(total(weights * np.where(trusted, links.walk_std_hz, 0.0) ** 2) / sums)
-    return LinkFrequency(frequency, 1.0 / np.sqrt(sums), walk, worst, np.full(frequency.shape, np.nan),
+    return LinkFrequency(frequency, np.sqrt(1.0 / sums + walk**2), walk, worst, np.full(frequency.shape, np.nan),
                          total(trusted.astype(float)) > 0)

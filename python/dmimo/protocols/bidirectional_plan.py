@@ -84,6 +84,8 @@ class BidirectionalPlan:
         Largest difference between the oscillators of a TRP and a UE; as much as the slots can tell by default.
     center_freq : float
         In Hz. A node's oscillator drives its sample clock, too: delays drift by max_cfo_hz / center_freq at most.
+    linewidth_hz : float
+        Of each oscillator, for the deviations that are predicted.
 
     Raises
     ------
@@ -110,6 +112,7 @@ class BidirectionalPlan:
     max_delay_s: float | None = None
     max_cfo_hz: float | None = None
     center_freq: float = 26e9
+    linewidth_hz: float = 0.0
 
     def __post_init__(self):
         if not self.trps or not self.ues:

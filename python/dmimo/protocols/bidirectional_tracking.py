@@ -36,6 +36,8 @@ class Extrapolation:
     """
 
     event = "extrapolated"
+    doubts: tuple[str, ...] = ()
+    """What speaks against the assumptions so far."""
 
     def __init__(self, plan: BidirectionalPlan):
         self._plan = plan
@@ -73,7 +75,9 @@ class Extrapolation:
         for side, spread in zip(self._last, self._frequency_std, strict=True):
             late_s = (sample - side.reference_time) / rate
             turn = np.exp(4j * np.pi * side.frequency_hz * late_s)
-            std = np.hypot(side.phase_std_rad, 4 * np.pi * spread * late_s)
+            # The phase noise of two oscillators, and c turns by twice theirs.
+            walk = np.where(spread > 0, 16 * np.pi * self._plan.linewidth_hz * abs(late_s), 0.0)
+            std = np.sqrt(side.phase_std_rad**2 + (4 * np.pi * spread * late_s) ** 2 + walk)
             out.append(replace(side, c=side.c * turn, phase_std_rad=std, reference_time=sample))
         return Sides(*out)
 
