@@ -2,6 +2,7 @@
 """Recordings: bit for bit what nodes received, valid SigMF, whole after a kill, and refused where they do not fit."""
 
 import json
+import os
 import shutil
 import time
 import warnings
@@ -17,7 +18,6 @@ from gnuradio.dmimo import recorded, records, replay, reports, testbed
 from gnuradio.dmimo import recording_format as form
 from gnuradio.dmimo.assembly import Assembly
 from gnuradio.dmimo.direct import DirectRun
-from gnuradio.dmimo.protocols.slots import Product
 from gnuradio.dmimo.recording import Recorder
 from sigmf import schema as sigmf_schema
 
@@ -278,11 +278,21 @@ def test_another_estimator_on_the_recording_gives_what_a_run_with_it_gives(tmp_p
 # -- runs that were cut off -------------------------------------------------------------------------------------------
 
 
+def written(recorder):
+    """Wait until the recorder has written all it was given."""
+    deadline = time.monotonic() + 20
+    while any(node._pending for node in recorder.nodes.values()) or recorder._done()[0] == 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(0.2)  # the last of it may be on its way
+
+
 @pytest.fixture(scope="module")
 def unclosed(tmp_path_factory):
     """Folder as a killed process leaves it, and the products of the whole run."""
     folder = tmp_path_factory.mktemp("cut") / "recording"
     *_, products, recorder = play(assembly("sync"), 2.0, folder, close=False)
+    written(recorder)
     shutil.copytree(folder, folder.with_name("copy"))
     recorder.close(None, 0, 0)
     return folder.with_name("copy"), products
@@ -345,7 +355,7 @@ def test_run_that_was_killed_before_its_first_slot_holds_nothing(tmp_path):
 
 
 def test_collection_is_kept_up_to_date_while_the_run_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr("gnuradio.dmimo.recording.BEAT_S", 0.02)
+    monkeypatch.setattr("gnuradio.dmimo.recording.COLLECTION_S", 0.02)
     made = assembly("sweep")
     recorder = play(made, folder=tmp_path, close=False)[-1]
     deadline = time.monotonic() + 20
@@ -458,14 +468,31 @@ def test_samples_are_laid_out_as_a_run_hands_them_over(sweep):
     assert samples.flags.c_contiguous
 
 
-def test_disk_that_is_full_is_an_error_and_no_silent_hole(tmp_path, monkeypatch):
-    recorder = Recorder(tmp_path, assembly("sweep"))
+@pytest.mark.parametrize("what", ["full", "slow"])
+def test_disk_that_does_not_take_the_samples_ends_the_run_and_leaves_what_it_took(what, tmp_path, monkeypatch):
+    made = assembly("sweep")
+    recorder = Recorder(tmp_path / "r", made)
+    if what == "slow":
+        monkeypatch.setattr("gnuradio.dmimo.recording.MOST_PENDING", 10_000)
+        monkeypatch.setattr(recorder.nodes["ap1"], "write", lambda: None)
+    else:
+        write, room = os.write, [20_000]
 
-    def full(descriptor, data):
-        raise OSError(28, "No space left on device")
+        def limited(descriptor, data):
+            room[0] -= len(data)
+            if room[0] < 0:
+                raise OSError(28, "No space left on device")
+            return write(descriptor, data)
 
-    with monkeypatch.context() as patched:
-        patched.setattr("gnuradio.dmimo.recording.os.write", full)
-        with pytest.raises(OSError, match="No space left"):
-            recorder.nodes["ap1"].product(Product("sweep", {}))
-    recorder.close("No space left on device", 0, 0)
+        monkeypatch.setattr("gnuradio.dmimo.recording.os.write", limited)
+    run = DirectRun(made.schedule, made.network(), {name: made.roles(name) for name in made.schedule.nodes},
+                    list(made.collectors().values()), recorders=recorder.nodes)
+    with pytest.raises(OSError, match="No space left" if what == "full" else "slower than samples come"):  # noqa: PT012
+        while True:  # the sweep is short: until the thread that writes has come to it
+            run.run()
+            time.sleep(0.06)
+            run = DirectRun(made.schedule, made.network(), {name: made.roles(name) for name in made.schedule.nodes},
+                            list(made.collectors().values()), recorders=recorder.nodes)
+    recorder._closed.set()
+    recorder._writer.join()
+    assert not recorded.load(tmp_path / "r").complete

@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Records what the nodes of a run receive, while it goes on, as a SigMF collection.
 
-Samples and journal are written to the operating system at once, so that killing the process loses nothing of them; the
-SigMF metadata are made of the journal when the run has ended. Until then the collection says that it is not complete,
-and, brought up to date about every second, how far the run has come. `recorded` opens all of that.
+A thread writes samples and journal, twenty times a second, so that roles do not wait for a disk and a process that is
+killed loses little; what is written then is consistent. The SigMF metadata are made of the journal when the run has
+ended. Until then the collection says that it is not complete and, brought up to date about every second, how far the
+run has come. `recorded` opens all of that.
 """
 
 import fcntl
 import hashlib
 import os
 import threading
+import time
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +27,9 @@ from .assembly import Assembly
 from .protocols.slots import Grant, Product, Schedule
 from .records import RecordError, write_bytes
 
-BEAT_S = 1.0
+WRITE_S = 0.05
+COLLECTION_S = 1.0
+MOST_PENDING = 512 * 2**20  # bytes of a node in memory; a disk that is so far behind will not catch up
 
 
 class NodeRecorder:
@@ -46,6 +52,9 @@ class NodeRecorder:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
         self._journal = os.open(form.journal_path(directory, self.node), flags, 0o666)
         fcntl.flock(self._journal, fcntl.LOCK_EX)  # says that somebody records
+        self._pending: deque[tuple[bytes, bytes, int]] = deque()  # samples, line of the journal, slots that it ends
+        self._taken = self._written = 0  # bytes of samples
+        self._failure: OSError | None = None
         self.slots_done = self.phases_done = 0
 
     def received(self, grants: Sequence[Grant], beams: Sequence[int], samples: np.ndarray | None,
@@ -62,47 +71,77 @@ class NodeRecorder:
             As they came from the air, without any correction; None where `status` is not "ok".
         status : str
             "ok", or what went wrong.
+
+        Raises
+        ------
+        OSError
+            If what came before could not be written, or cannot be written as fast as it comes.
         """
-        count = 0
+        count, data = 0, b""
         if samples is not None:
-            count = samples.shape[-1]
-            self._write_samples(np.ascontiguousarray(samples.swapaxes(-1, -2), form.DATA_TYPE))
+            count, data = samples.shape[-1], samples.swapaxes(-1, -2).astype(form.DATA_TYPE, copy=False).tobytes()
         attempts = [[grant.slot, grant.attempt, grant.start, int(beam), self._slots[grant.slot].purpose]
                     for grant, beam in zip(grants, beams, strict=True)]
-        self._note(attempts=attempts, phase=self._phases[grants[0].slot], status=status, samples=count)
+        self._note(data, 0, attempts=attempts, phase=self._phases[grants[0].slot], status=status, samples=count)
 
     def phase_done(self, phase: str, grants: Iterable[Grant]) -> None:
         """Note that a phase has ended, and which attempts count."""
         attempts = [[grant.slot, grant.attempt] for grant in grants]
-        self._note(done=phase, attempts=attempts)
-        self.slots_done += len(attempts)
-        self.phases_done += 1
+        self._note(b"", len(attempts), done=phase, attempts=attempts)
 
     def product(self, product: Product) -> None:
         """Note what the phase that has ended produced."""
-        self._note(product=product.phase, sha256=form.digest(product.values))
+        self._note(b"", 0, product=product.phase, sha256=form.digest(product.values))
+
+    def _note(self, data: bytes, slots: int, **entry: object) -> None:
+        if self._failure is not None:
+            raise self._failure
+        self._taken += len(data)
+        if self._taken - self._written > MOST_PENDING:
+            raise OSError(f"{self._directory}: the disk is slower than samples come: {MOST_PENDING} bytes are waiting")
+        self._pending.append((data, form.line(entry), slots))
+
+    def write(self) -> None:
+        """Write what is pending, samples before what is said of them; only the recorder's thread calls this.
+
+        A failure is raised at the next call of the role, which ends the run.
+        """
+        if not self._pending or self._failure is not None:
+            return
+        entries = [self._pending.popleft() for _ in range(len(self._pending))]
+        samples, lines = (b"".join(entry[k] for entry in entries) for k in (0, 1))
+        try:
+            if samples:
+                self._write_samples(samples)
+            _write(self._journal, memoryview(lines))
+        except OSError as error:
+            self._failure = error
+            return
+        self._written += len(samples)
+        self.slots_done += sum(slots for *_, slots in entries)
+        self.phases_done += sum(slots > 0 for *_, slots in entries)
 
     def close(self, sample_zero: datetime | None) -> str:
         """Write the metadata; their SHA-512. The journal is left for the case that the collection is not written."""
+        self.write()
         if self._data is not None:
             os.fsync(self._data)
             os.close(self._data)
         os.close(self._journal)
+        if self._failure is not None:
+            raise self._failure
         journal = form.journal_path(self._directory, self.node).read_bytes()
         sha512 = None if self._data is None else self._hash.hexdigest()
         known = {} if sample_zero is None else {"dmimo:sample_zero": form.iso(sample_zero)}
         content = form.metadata({**self._head, **known}, form.entries(journal, np.iinfo(np.int64).max), sha512)
         return form.write(form.meta_path(self._directory, self.node), content)
 
-    def _write_samples(self, samples: np.ndarray) -> None:
+    def _write_samples(self, samples: bytes) -> None:
         if self._data is None:  # an empty data file cannot be opened as SigMF
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
             self._data = os.open(form.data_path(self._directory, self.node), flags, 0o666)
-        _write(self._data, memoryview(samples).cast("B"))
+        _write(self._data, memoryview(samples))
         self._hash.update(samples)
-
-    def _note(self, **entry: object) -> None:
-        _write(self._journal, memoryview(form.line(entry)))
 
 
 class Recorder:
@@ -147,8 +186,8 @@ class Recorder:
         except OSError as error:
             raise RecordError(f"{self.directory}: cannot be recorded to: {error.strerror}") from None
         self._closed = threading.Event()
-        self._beat = threading.Thread(target=self._keep_up, name="recorder", daemon=True)
-        self._beat.start()
+        self._writer = threading.Thread(target=self._keep_up, name="recorder", daemon=True)
+        self._writer.start()
 
     def _create(self, bed: testbed.Testbed, schedule: Schedule, testbed_file: str | Path | None) -> None:
         folder = self.directory
@@ -181,7 +220,7 @@ class Recorder:
             To be copied into the recording: calibration and report. Those that are not there are left out.
         """
         self._closed.set()
-        self._beat.join()
+        self._writer.join()
         hashes = {name: node.close(self.sample_zero) for name, node in self.nodes.items()}
         for path in map(Path, files):
             if path.is_file():
@@ -211,13 +250,15 @@ class Recorder:
         return min(member.slots_done for member in members), min(member.phases_done for member in members)
 
     def _keep_up(self) -> None:
-        """Keep what the collection says of the run's progress up to date."""
-        written = self._done()
-        while not self._closed.wait(BEAT_S):
-            done = self._done()
-            if done != written:
-                self._write_collection(self._hashes)
-                written = done
+        """Write what the nodes have received, and keep what the collection says of the progress up to date."""
+        said, due = self._done(), time.monotonic() + COLLECTION_S
+        while not self._closed.wait(WRITE_S):
+            for node in self.nodes.values():
+                node.write()
+            if time.monotonic() > due and self._done() != said:
+                said, due = self._done(), time.monotonic() + COLLECTION_S
+                with suppress(OSError):  # the nodes find the disk full too, and say so
+                    self._write_collection(self._hashes)
 
 
 def _write(descriptor: int, data: memoryview) -> None:
