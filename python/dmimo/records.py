@@ -226,6 +226,8 @@ def _differences(record: CalibrationRecord, testbed: _testbed.Testbed) -> list[s
         if getattr(record, name) != getattr(testbed, name):
             found.append(f"{name} {getattr(record, name)!r}, testbed has {getattr(testbed, name)!r}")
     ports = _testbed.port_names(testbed)
+    if testbed.bidirectional is not None and not set(record.port_names) & set(ports):
+        ports = _testbed.port_names(testbed, testbed.bidirectional.calibrating)
     found += [f"port {port} is not in the testbed" for port in record.port_names if port not in ports]
     found += [f"port {port} of the testbed is not calibrated" for port in ports if port not in record.port_names]
     if not found and record.port_names != ports:

@@ -14,7 +14,7 @@ import hashlib
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -322,9 +322,13 @@ def to_dict(testbed: Testbed) -> dict[str, Any]:
     return {"version": VERSION, **_plain(asdict(testbed))}
 
 
-def port_names(testbed: Testbed) -> tuple[str, ...]:
-    """Return the calibrated ports in the order of c: ``("ap1:0", "ap1:1", "ap2:0", ...)``."""
-    return tuple(f"{ap.name}:{port}" for ap in testbed.aps for port in range(ap.num_ports))
+def port_names(testbed: Testbed, names: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the calibrated ports in the order of c: ``("ap1:0", "ap1:1", "ap2:0", ...)``.
+
+    Those of all access points, or of the nodes `names` in the order of the file.
+    """
+    nodes = [node for node in testbed.nodes if node.name in names] if names else testbed.aps
+    return tuple(f"{node.name}:{port}" for node in nodes for port in range(node.num_ports))
 
 
 def identity(configuration: Mapping[str, Any]) -> dict[str, Any]:

@@ -146,11 +146,11 @@ def check(document: Document, testbed: Testbed) -> None:
     _check_panels(document, testbed)
     _check_pairs(document, testbed)
     _check_faults(document, testbed)
+    _check_bidirectional(document, testbed)
     _check_roles(document, testbed)
     _check_slots(document, testbed)
     _check_sweep(document, testbed)
     _check_beamsync(document, testbed)
-    _check_bidirectional(document, testbed)
 
 
 def _check_frontend(document: Document, testbed: Testbed) -> None:
@@ -296,6 +296,9 @@ def _check_bidirectional(document: Document, testbed: Testbed) -> None:
     if settings is None:
         return
     _check_terminals(document, ("bidirectional", "calibrating"), settings.calibrating, testbed)
+    if testbed.slots.prefix_samples < 2:
+        problem = f"value {testbed.slots.prefix_samples}: must be at least 2 for a bidirectional exchange"
+        raise document.error(("slots", "prefix_samples"), problem)
     if testbed.beamsync is not None:
         raise document.error(("bidirectional",), "not together with beamsync: each calibrates a run in its own way; "
                                                  "remove one of the two")

@@ -62,8 +62,12 @@ def doubts(plan: BidirectionalPlan, csi: Csi) -> tuple[str, ...]:
             m, n = np.unravel_index(np.nanargmax(beyond), beyond.shape)
             trp, ue = _names(plan, m, n)
             sender, receiver = (ue, trp) if heard_at_trp else (trp, ue)
+            exchange = plan.up if heard_at_trp else plan.down
+            alias = plan.grid.fft_size / exchange.mapping.num_sounding
+            other = samples[m, n] - alias if samples[m, n] > 0 else samples[m, n] + alias
             reasons.append(f"node {receiver}: the sounding of {sender} arrives {samples[m, n]:+.0f} samples from where "
-                           f"it is expected: beyond the prefix, which takes {early} ... {late}")
+                           f"it is expected (or {other:+.0f}, the same on these combs): beyond the prefix, which takes "
+                           f"{early} ... {late}")
     if reasons:  # which may have wrapped: nothing more can be said
         return tuple(reasons)
     offset, std = np.abs(found.clocks_s), 0.5 * np.hypot(found.up_std_s, found.down_std_s)
@@ -71,7 +75,7 @@ def doubts(plan: BidirectionalPlan, csi: Csi) -> tuple[str, ...]:
     if np.any(beyond > 0):
         m, n = np.unravel_index(np.nanargmax(beyond), beyond.shape)
         trp, ue = _names(plan, m, n)
-        what = "what these combs can tell" if plan.max_delay_s is None else "max_delay_s"
+        what = "what prefix and combs can tell" if plan.max_delay_s is None else "max_delay_s"
         return (f"clocks of {trp} and {ue} differ by {offset[m, n] * 1e9:.0f} ns: more than {what}, "
                 f"{plan.delay_limit_s * 1e9:.0f} ns",)
     return ()

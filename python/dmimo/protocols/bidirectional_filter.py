@@ -22,6 +22,8 @@ WINDOW, MAX_DEVIATIONS = 16, 6.0
 SLACK = 0.02  # of log c, for what is no noise
 # Exchanges from which their misses are judged, and deviations that these may have.
 LEAST_EXCHANGES, MAX_SURPRISE = 5, 2.0
+# Share of the exchanges with which the filter may begin anew.
+MAX_SHARE = 0.3
 
 
 class Filtered(OneWay):
@@ -43,6 +45,7 @@ class Filtered(OneWay):
         super().__init__(plan)
         self._settings = {"linewidth_hz": plan.linewidth_hz, "drift_hz": drift_hz, "drift_period_s": drift_period_s}
         self._surprises: list[float] = []
+        self._exchanges = self._begins = 0
         self._trackers: Sides | None = None
         self._first: Csi | None = None
         self._first_sample, self._stale = 0, True
@@ -57,7 +60,9 @@ class Filtered(OneWay):
         if not self._stale and self._take(estimate):
             with suppress(DisconnectedLinksError):  # the channel has changed
                 grown = self._grown(self._changes(self._first, again, sample - self._first_sample))
+        self._exchanges += 1
         if grown is None:
+            self._begins += 1
             grown = self._begin(estimate, again, sample)
         tolerance = MAX_DEVIATIONS * float(np.median(estimate.trp_links.delay_std_s[estimate.used]))
         for side, size, delay, growth in zip(self._last, self._log_size, self._delay, grown, strict=True):
@@ -89,7 +94,10 @@ class Filtered(OneWay):
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """Whether exchanges miss what the filter predicts for them by more than it allows for."""
+        """Whether exchanges and soundings miss what the filter predicts for them by more than it allows for."""
+        if self._begins > max(2, MAX_SHARE * self._exchanges):
+            return (f"the filter began anew with {self._begins} of {self._exchanges} exchanges: oscillators are worse "
+                    "than linewidth_hz, drift_hz and drift_period_s say, or channels change",)
         ratio = np.sqrt(np.median(self._surprises)) if len(self._surprises) >= LEAST_EXCHANGES else 0.0
         if ratio <= MAX_SURPRISE:
             return ()

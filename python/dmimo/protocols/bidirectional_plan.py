@@ -7,7 +7,8 @@ Each slot holds one OFDM symbol. A TDD pattern has two phases:
   undone (UL-CARS), the UEs sound (SRS), the TRPs answer (DL-CARS), and both sound once more, for the oscillators'
   frequencies. From UL-CARS each TRP reads C = G / H, from DL-CARS each UE reads 1 / C. All ports of a side send at the
   same time, on combs.
-* *tracking*, half a pattern later: SRS and CSI-RS again, whose phases show how far the oscillators have turned.
+* *tracking*, half a pattern later: CSI-RS and SRS again, whose phases show how far the oscillators have turned. They
+  come in the order of the exchange's second soundings, so that both have turned for the same time.
 
 Where panels have several beams, a phase *beam_training* comes first: the UEs sound through all pairs of beams. The
 exchange then takes several rounds, in each of which a TRP and a UE point at each other with the best pair of beams of
@@ -117,6 +118,8 @@ class BidirectionalPlan:
     def __post_init__(self):
         if not self.trps or not self.ues:
             raise ValueError(f"trps = {self.trps}, ues = {self.ues}: must be at least one node each")
+        if self.grid.cp_samples < 2:
+            raise ValueError(f"cp_samples = {self.grid.cp_samples}: an exchange needs a prefix of at least 2")
         if not 0 < self.delay_limit_s <= self.unambiguous_delay_s:
             raise ValueError(f"max_delay_s = {self.max_delay_s:g}: must be positive and at most "
                              f"{self.unambiguous_delay_s:g}, beyond which soundings leave the prefix or have aliases")
@@ -145,8 +148,9 @@ class BidirectionalPlan:
         """Combs of as many elements as the links can share evenly."""
         each = self.grid.num_subcarriers // (sounding * responding)
         if each < MIN_ELEMENTS:
-            raise CombError(f"num_subcarriers = {self.grid.num_subcarriers}: leaves {each} elements to each of "
-                            f"{sounding} x {responding} links; must be at least {MIN_ELEMENTS}")
+            raise CombError(f"num_subcarriers = {self.grid.num_subcarriers}: must be at least "
+                            f"{MIN_ELEMENTS * sounding * responding}, {MIN_ELEMENTS} for each of {sounding} x "
+                            f"{responding} links between ports")
         return OfdmExchange(
             self.grid, CombMapping(sounding, responding, each * responding), self.slot_samples, self.lead_samples,
             self.advance_samples, self.latency_samples, self.receive_delay_samples)
@@ -261,7 +265,7 @@ class BidirectionalPlan:
         """Phases of one pattern."""
         exchange = [self._slot(purpose, round_) for round_ in range(self.num_rounds) for purpose in _EXCHANGE_SLOTS]
         tracking = [self._slot(purpose, round_) for round_ in range(self.num_rounds)
-                    for purpose in (TRACKING_SRS, TRACKING_CSI_RS)]
+                    for purpose in (TRACKING_CSI_RS, TRACKING_SRS)]
         return [(EXCHANGE, 1, exchange), (TRACKING, 1, tracking)]
 
     @property

@@ -48,7 +48,7 @@ class Extrapolation:
 
     def calibrated(self, estimate: ExchangeEstimate, csi: Csi, again: Csi) -> Sides:
         """Take an exchange, with its first and second soundings."""
-        self._last, self._anchor = Sides(estimate.trp, estimate.ue), csi
+        self._last, self._anchor = Sides(estimate.trp, estimate.ue), again
         self._frequency_std = Sides(*(np.sqrt(frequency_variance(self._plan, estimate.frequencies, side))
                                       for side in (0, 1)))
         self._apart_hz = estimate.apart_hz
@@ -93,8 +93,10 @@ class OneWay(Extrapolation):
 
     def tracked(self, csi: Csi) -> Sides:
         """Coefficients at the time of these soundings, from the phases of all links against those at the exchange."""
-        sample = csi.origin + round(float(csi.g_time.mean()))
-        elapsed, num_trp = sample - self._last.trp.reference_time, self._plan.num_trp_ports
+        first, num_trp = self._anchor, self._plan.num_trp_ports
+        elapsed = csi.origin - first.origin + round(float(csi.g_time.mean() - first.g_time.mean()))
+        # What turned in this time after the second soundings turned as much in the same time after the coefficients.
+        sample = self._last.trp.reference_time + elapsed
         trp, ue = self._turns(self._changes(self._anchor, csi, elapsed))
         self._tracked = Sides(
             self._turned(self._last.trp, trp.turn_trp_rad, trp.delay_trp_s, trp, slice(0, num_trp),
