@@ -98,8 +98,9 @@ private:
         _tree->create<uhd::stream_cmd_t>(root / "stream_cmd")
             .add_coerced_subscriber([this, &board, dsp](const uhd::stream_cmd_t& command) {
                 const Lock lock(_medium->mutex);
-                for (const auto& entry : _rx_streams)
-                    if (const auto stream = entry.lock(); stream && stream->command(board, dsp, command))
+                // The newest stream of a channel is the one in use.
+                for (auto entry = _rx_streams.rbegin(); entry != _rx_streams.rend(); ++entry)
+                    if (const auto stream = entry->lock(); stream && stream->command(board, dsp, command))
                         return;
             });
     }

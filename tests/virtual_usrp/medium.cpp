@@ -22,6 +22,19 @@ double amplitude(double db)
     return std::pow(10.0, db / 20.0);
 }
 
+// out += gain * in. By components: the library's product looks for NaN in every sample.
+void add_scaled(std::complex<double> gain, const std::complex<float>* in, size_t count, std::complex<float>* out)
+{
+    const auto re = static_cast<float>(gain.real());
+    const auto im = static_cast<float>(gain.imag());
+    const auto* x = reinterpret_cast<const float*>(in); // [complex.numbers.general]: an array of re, im
+    auto* y = reinterpret_cast<float*>(out);
+    for (size_t index = 0; index < 2 * count; index += 2) {
+        y[index] += x[index] * re - x[index + 1] * im;
+        y[index + 1] += x[index] * im + x[index + 1] * re;
+    }
+}
+
 std::map<std::pair<size_t, size_t>, std::complex<double>> read_coupling(const std::string& path)
 {
     std::ifstream file(path);
@@ -137,7 +150,7 @@ void Medium::receive(
     }
     if (!heard)
         return;
-    auto* components = reinterpret_cast<float*>(out); // [complex.numbers.general]: an array of re, im
+    auto* components = reinterpret_cast<float*>(out);
     for (size_t index = 0; index < 2 * count; ++index)
         components[index] = std::min(1.0f, std::max(-1.0f, components[index]));
 }
@@ -217,17 +230,14 @@ void Medium::add_segment(const Chain& receiver, const Chain& transmitter, const 
             const double phase = tx.lo_phase - rx.lo_phase + 2 * PI * turns;
             std::complex<double> gain = path * amplitude(tx.gain_db + rx.gain_db) * std::polar(1.0, phase);
             const std::complex<double> turn = std::polar(1.0, 2 * PI * difference / rate);
-            for (size_t n = k; n < stop; ++n) {
-                const int64_t index = same_rate ? shift + static_cast<int64_t>(n) : index_of(n);
-                if (index >= 0 && index < samples) {
-                    // By hand: the library's product checks for NaN in each sample.
-                    const std::complex<float> x = segment.samples[static_cast<size_t>(index)];
-                    const auto re = static_cast<float>(gain.real());
-                    const auto im = static_cast<float>(gain.imag());
-                    out[n] += std::complex<float>(x.real() * re - x.imag() * im, x.real() * im + x.imag() * re);
-                }
-                if (difference != 0)
-                    gain *= turn;
+            const bool constant = same_rate && difference == 0;
+            if (constant)
+                add_scaled(gain, segment.samples.data() + (shift + static_cast<int64_t>(k)), stop - k, out + k);
+            for (size_t n = k; n < stop && !constant; ++n) {
+                const int64_t index = index_of(n);
+                if (index >= 0 && index < samples)
+                    add_scaled(gain, segment.samples.data() + index, 1, out + n);
+                gain *= turn;
             }
         }
         k = stop;

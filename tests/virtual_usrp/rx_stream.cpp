@@ -73,6 +73,8 @@ void RxStream::obey(Channel& channel, const uhd::stream_cmd_t& command)
     }
     if (!_medium->first_stream)
         _medium->first_stream = _medium->now_ns();
+    if (_streaming)
+        end(); // the channels' new commands come one by one
     channel.step = board.step(RX, channel.dsp);
     channel.device_start = timed ? command.time_spec.to_ticks(board.tick_rate()) : board.device_now();
     channel.network_start = timed ? board.to_network(command.time_spec) : board.network_now();
@@ -275,8 +277,9 @@ size_t RxStream::recv(const buffs_type& buffs, size_t nsamps_per_buff, uhd::rx_m
         if (Clock::now() >= deadline)
             break;
         auto until = deadline;
-        if (_streaming) // no earlier than a millisecond from now: a fault's silence has no end that is known here
-            until = std::min(until, std::max(when_produced(_next + wanted), Clock::now() + std::chrono::microseconds(100)));
+        if (_streaming) // not at once: how long a made-up overflow stays silent is not known here
+            until = std::min(
+                until, std::max(when_produced(_next + wanted), Clock::now() + std::chrono::microseconds(100)));
         _medium->changed.wait_until(lock, until);
     }
     if (done == 0)

@@ -5,10 +5,13 @@
 #include "conversion.hpp"
 
 #include <deque>
+#include <uhd/rfnoc/actions.hpp>
 #include <uhd/stream.hpp>
+#include <uhd/types/metadata.hpp>
 
 namespace virtual_usrp {
 
+// What gr-uhd's usrp_source reads: samples of some channels, aligned by their device times.
 class RxStream : public uhd::rx_streamer
 {
 public:
@@ -26,8 +29,8 @@ public:
     size_t recv(const buffs_type& buffs, size_t nsamps_per_buff, uhd::rx_metadata_t& metadata, double timeout,
         bool one_packet) override;
     void issue_stream_cmd(const uhd::stream_cmd_t& command) override;
-    // UHD 4.7 and later ask for this one; there are no actions here. Not marked override for those before.
-    void post_input_action(const std::shared_ptr<uhd::device_addr_t>&, size_t) {}
+    // Newer versions of UHD demand this one, older ones have nothing to override; there are no actions here.
+    virtual void post_input_action(const std::shared_ptr<uhd::rfnoc::action_info>&, const size_t) {}
 
     // A command for one channel, through the property tree; true if it is one of this stream's.
     bool command(const Board& board, size_t dsp, const uhd::stream_cmd_t& command);

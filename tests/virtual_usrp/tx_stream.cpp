@@ -103,7 +103,7 @@ void TxStream::start_burst(Channel& channel, const uhd::tx_metadata_t& metadata)
     channel.sent = 0;
     // The time is looked at when the packet is at the head of the queue, behind all bursts before it.
     const int64_t latency = std::llround(board.settings.tx_latency * board.tick_rate());
-    const int64_t earliest = std::max(board.network_now() + latency, channel.next);
+    const int64_t earliest = std::max(now(channel) + latency, channel.next);
     int64_t start = earliest;
     if (metadata.has_time_spec) {
         start = board.to_network(metadata.time_spec);
@@ -112,9 +112,10 @@ void TxStream::start_burst(Channel& channel, const uhd::tx_metadata_t& metadata)
     board.write(board.line("burst", metadata.has_time_spec ? &metadata.time_spec : nullptr)
                     .add("channel", channel.dsp)
                     .add("burst", number)
+                    .add("start", board.device_time(start).get_real_secs())
                     .add("late", channel.dropping));
     if (channel.dropping)
-        report(channel, async_metadata_t::EVENT_CODE_TIME_ERROR, board.network_now());
+        report(channel, async_metadata_t::EVENT_CODE_TIME_ERROR, now(channel));
     else
         channel.next = start;
 }
@@ -124,11 +125,11 @@ void TxStream::continue_timed(Channel& channel, const uhd::tx_metadata_t& metada
 {
     Board& board = *channel.board;
     const int64_t start = board.to_network(metadata.time_spec);
-    const int64_t earliest = channel.starved ? board.network_now() : channel.next;
+    const int64_t earliest = channel.starved ? now(channel) : channel.next;
     channel.starved = false;
     channel.dropping = start < earliest;
     if (channel.dropping)
-        report(channel, async_metadata_t::EVENT_CODE_TIME_ERROR, board.network_now());
+        report(channel, async_metadata_t::EVENT_CODE_TIME_ERROR, now(channel));
     else
         channel.next = start;
 }
@@ -145,7 +146,8 @@ void TxStream::end_burst(Channel& channel)
         auto& segment = channel.chain->segments.back();
         const auto lost = std::min(segment.samples.size(), static_cast<size_t>(channel.sent) / 2);
         segment.samples.resize(segment.samples.size() - lost);
-        report(channel, async_metadata_t::EVENT_CODE_UNDERFLOW, channel.next - static_cast<int64_t>(lost) * step(channel));
+        const int64_t dry = channel.next - static_cast<int64_t>(lost) * step(channel);
+        report(channel, async_metadata_t::EVENT_CODE_UNDERFLOW, dry);
     }
     if (!board.settings.lost_ack.hits(number, board.index))
         report(channel, async_metadata_t::EVENT_CODE_BURST_ACK, channel.next);
@@ -167,7 +169,7 @@ void TxStream::packet(Channel& channel, const void* samples, size_t count, const
     if (channel.starved && count > 0) {
         channel.starved = false;
         channel.dropping = _next_burst;
-        channel.next = channel.board->network_now();
+        channel.next = now(channel);
     }
     if (channel.in_burst && !channel.dropping && count > 0) {
         const int64_t ticks = step(channel);
@@ -199,6 +201,7 @@ size_t TxStream::send(
             _medium->changed.wait_until(lock, std::min(deadline, Clock::now() + std::chrono::milliseconds(1)));
             continue;
         }
+        _now_ns = _medium->now_ns(); // one for all channels: an untimed burst begins at once on all of them
         uhd::tx_metadata_t part = metadata;
         part.start_of_burst = metadata.start_of_burst && done == 0;
         part.has_time_spec = metadata.has_time_spec && done == 0;

@@ -5,7 +5,9 @@
 #include "conversion.hpp"
 
 #include <deque>
+#include <uhd/rfnoc/actions.hpp>
 #include <uhd/stream.hpp>
+#include <uhd/types/metadata.hpp>
 
 namespace virtual_usrp {
 
@@ -26,6 +28,7 @@ private:
     std::deque<std::pair<int64_t, uhd::async_metadata_t>> _queue;
 };
 
+// What gr-uhd's usrp_sink writes: bursts of some channels, each placed at its time if it comes before.
 class TxStream : public uhd::tx_streamer
 {
 public:
@@ -43,7 +46,7 @@ public:
     size_t send(const buffs_type& buffs, size_t nsamps_per_buff, const uhd::tx_metadata_t& metadata,
         double timeout) override;
     bool recv_async_msg(uhd::async_metadata_t& message, double timeout) override;
-    void post_output_action(const std::shared_ptr<uhd::device_addr_t>&, size_t) {}
+    virtual void post_output_action(const std::shared_ptr<uhd::rfnoc::action_info>&, const size_t) {} // as in RxStream
 
     // Notices bursts that have run dry. Wants the medium's lock.
     void check_underflow();
@@ -73,13 +76,15 @@ private:
     void continue_timed(Channel& channel, const uhd::tx_metadata_t& metadata);
     void end_burst(Channel& channel);
     void report(const Channel& channel, uhd::async_metadata_t::event_code_t code, int64_t network_tick);
+    int64_t now(const Channel& channel) const { return Medium::ticks(_now_ns, channel.board->tick_rate()); }
     int64_t step(const Channel& channel) const { return channel.board->step(TX, channel.dsp); }
 
     std::vector<Channel> _channels;
     std::shared_ptr<Medium> _medium;
     HostFormat _format;
     size_t _spp;
-    bool _next_burst; // underflow_policy=next_burst
+    bool _next_burst;    // underflow_policy=next_burst
+    int64_t _now_ns = 0; // of the send() at work
     AsyncMessages _messages;
     std::shared_ptr<AsyncMessages> _shared;
 };
