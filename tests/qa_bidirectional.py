@@ -60,7 +60,7 @@ def test_calibration_files_of_both_sides_can_be_read(tmp_path):
     assert outcome.error is None
     report = outcome.report
     for name, content in (("calibration.h5", report), ("calibration-ue.h5", report["ue_calibration"])):
-        record = records.load_calibration(tmp_path / name)
+        record = records.load_calibration(tmp_path / name, changed(SMALL, ONCE))
         np.testing.assert_array_equal(record.c, content["c"])
         np.testing.assert_array_equal(record.delay_s, content["delay_s"])
         np.testing.assert_array_equal(record.frequency_hz, content["frequency_hz"])
@@ -68,6 +68,9 @@ def test_calibration_files_of_both_sides_can_be_read(tmp_path):
         assert record.reference_time == content["reference_time"]
         assert record.reference == content["ports"][0]
         assert np.all(record.trusted)
+    other = changed(SMALL, ("name: ue2, kind: ue, num_ports: 2", "name: ue2, kind: ue, num_ports: 1"))
+    with pytest.raises(records.RecordError, match="port ue2:1 is not in the testbed"):
+        records.load_calibration(tmp_path / "calibration-ue.h5", other)
 
 
 # -- losses -----------------------------------------------------------------------------------------------------------

@@ -369,3 +369,22 @@ def test_errors_at_20_db_are_near_the_bound(at_20_db):
         ratio = whitened(at_20_db.errors[side], difference @ inverse @ difference.T)
         standard_error = 1 / np.sqrt(2 * PATTERNS)
         assert 1 - 4.5 * standard_error < ratio < 1.05 + 4.5 * standard_error
+
+
+@pytest.mark.parametrize("snr_db", ["null", "100", "50"])
+@pytest.mark.parametrize("tracking", ["kalman", "wideband"])
+def test_weak_links_do_no_harm_where_leakage_exceeds_the_noise(snr_db, tracking):
+    """Cross-polarised links 15 dB down: what leaks into them from their neighbours is the same in every sounding."""
+    played = Played(changed(
+        TABLE, ("node_defaults: {", "node_defaults: {num_ports: 2, "), ("rice_factor_db: 12", "rice_factor_db: 12, "
+        "cross_polarisation_db: 15"), ("snr_db: 40", f"snr_db: {snr_db}"),
+        ("tracking: wideband", f"tracking: {tracking}")))
+    assert played.error is None
+    assert played.report["doubts"] == []
+    truth = {node.name: node.oscillator.cfo_hz for node in played.assembly.testbed.nodes}
+    expected = np.repeat([truth[f"trp{k}"] - truth["trp1"] for k in range(1, 5)], 2)
+    for entry in played.report["patterns"]:
+        assert entry["event"] != "untrusted"
+        assert entry["trp_phase_error_deg"] < 0.5
+        assert entry["ue_phase_error_deg"] < 0.5
+        np.testing.assert_allclose(entry["trp_frequency_hz"], expected, atol=5.0)
