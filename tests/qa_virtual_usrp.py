@@ -3,6 +3,7 @@
 
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from graph import wait_for
 from virtual_usrp_graph import FREQ, LEAD_S, RATE, Radio, slow_sink
 
 PORTS = 4  # 2 boards x 2 channels
+EXAMPLES = [Path(folder, "uhd", "examples") for folder in ("/usr/libexec", "/usr/lib", "/usr/local/lib")]
 
 
 @pytest.fixture(scope="module")
@@ -276,6 +278,57 @@ def test_locks_that_are_missing_show_in_the_sensors(uhd, tmp_path):
     assert [radio.sink.get_sensor("lo_locked", port).to_bool() for port in range(PORTS)] == [False] * 2 + [True] * 2
 
 
+def test_nodes_share_a_device_by_their_own_sinks_and_sources(uhd, tmp_path):
+    whole = Radio(uhd, tmp_path, coupling="ones", gains="unit")
+    whole.set_time()
+    nodes = [Radio(uhd, tmp_path, channels=channels, coupling="ones", gains="unit") for channels in ([0, 1], [3])]
+    start = whole.soon()
+    for node, sample in zip(nodes, (1000, 2000), strict=True):
+        node.start([(start + sample, ones(100, num_ports=node.num_ports))], start=start, num_samples=4000)
+    try:
+        for node in nodes:
+            node.wait(4000)
+            node.listener.wait(node.num_ports)
+    finally:
+        for node in nodes:
+            node.stop()
+    for node in nodes:
+        for sink in node.received:
+            assert np.flatnonzero(np.abs(sink.data()) > 1e-3).tolist() == [*range(1000, 1100), *range(2000, 2100)]
+        assert len(node.events()) == node.num_ports  # each sink hears of its own bursts only
+    assert len({entry["h"][0] for entry in virtual.read_log(whole.log, "coupling")}) == 1
+
+
+def test_carriers_differ_while_boards_run_on_their_own_clocks(uhd, tmp_path):
+    radio = Radio(uhd, tmp_path, coupling="ones", gains="unit", ppm=1, seed=2)
+    radio.set_time()
+    turns = []
+    for source in ("internal", "external"):
+        for board in range(2):
+            radio.source.set_clock_source(source, board)
+        start = radio.soon()
+        burst = np.zeros((PORTS, 4000))
+        burst[0] = 0.5
+        received = radio.run([(start, burst)], start=start, num_samples=4000)
+        turns.append(np.angle(np.sum(received[:, 1:] * received[:, :-1].conj(), axis=1)) / (2 * np.pi) * RATE)
+    assert turns[0][:2] == pytest.approx(0, abs=0.1)  # a board's own error cancels between its chains
+    assert turns[0][2] == pytest.approx(turns[0][3], abs=0.1)
+    assert 100 < abs(turns[0][2]) < 2 * 1e-6 * FREQ
+    assert turns[1] == pytest.approx(0, abs=0.1)
+
+
+def test_what_the_synthesizer_cannot_reach_is_left_to_the_dsp(uhd, tmp_path):
+    radio = one_board(uhd, tmp_path, lo_step=1e6)
+    for block in (radio.source, radio.sink):
+        result = block.set_center_freq(uhd.tune_request(FREQ + 0.3e6), 0)
+        assert (result.actual_rf_freq, abs(result.actual_dsp_freq)) == (FREQ, 0.3e6)
+        assert block.get_center_freq(0) == FREQ + 0.3e6
+    start = radio.soon()
+    burst = ones(1000, num_ports=2) * [[1], [0]]
+    received = radio.run([(start, burst)], start=start, num_samples=1000)
+    assert np.ptp(np.angle(received[0] / received[0, 0])) < 0.01  # both carriers are the same
+
+
 def test_devices_on_one_medium_hear_each_other(uhd, tmp_path):
     shared = {"medium": tmp_path.name, "mboards": 1, "coupling": "ones", "gains": "unit"}
     first, second = Radio(uhd, tmp_path, **shared), Radio(uhd, tmp_path, first_board=1, **shared)
@@ -318,3 +371,30 @@ def test_stock_tools_and_the_python_module_run_on_it():
     probe = ["uhd_usrp_probe", "--args", "type=virtual"]
     done = subprocess.run(probe, env=virtual.environment(), capture_output=True, text=True, check=True, timeout=60)
     assert "RX Frontend: B" in done.stdout
+
+
+def example(name, *options):
+    """Run one of the examples that come with UHD; its output."""
+    found = [path for folder in EXAMPLES if (path := folder / name).exists()]
+    if not found:
+        pytest.skip("no UHD examples (apt: uhd-host)")
+    command = [found[0], *options]
+    done = subprocess.run(command, env=virtual.environment(), capture_output=True, text=True, check=True, timeout=60)
+    return done.stdout
+
+
+@pytest.mark.parametrize(("kind", "dtype", "scale"), [("float", "f4", 1), ("double", "f8", 1), ("short", "i2", 32767)])
+def test_uhds_own_recorder_takes_each_sample_format(tmp_path, kind, dtype, scale):
+    out = tmp_path / "samples"
+    options = {"args": virtual.arguments(noise_db=-40), "type": kind, "file": out, "nsamps": 20000, "setup": 0.1}
+    example("rx_samples_to_file", "--rate=1e6", "--freq=1e9", *(f"--{key}={value}" for key, value in options.items()))
+    samples = np.fromfile(out, dtype) / scale
+    assert samples.size == 40000
+    assert 2 * np.mean(samples**2) == pytest.approx(1e-4, rel=6 / np.sqrt(20000))
+
+
+def test_uhds_own_test_of_events_passes():
+    summary = example("test_messages", "--args=type=virtual", "--test-chain").split("Summary:")[1]
+    outcomes = [line.split("->")[1].split() for line in summary.splitlines() if "->" in line]
+    assert len(outcomes) == 5
+    assert all(int(successes) > 0 and failures == "0" for successes, _, failures, _ in outcomes), summary

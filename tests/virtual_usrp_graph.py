@@ -49,13 +49,19 @@ class burst_source(gr.sync_block):
 
 
 class Radio:
-    """A usrp_source and a usrp_sink on one virtual device of `mboards` x 2 channels, set up and tuned."""
+    """A usrp_source and a usrp_sink on one virtual device of `mboards` x 2 channels, set up and tuned.
 
-    def __init__(self, uhd, tmp_path, *, rate=RATE, mboards=2, **options):
+    They take all channels or the given ones; radios with the same options and folder are one device.
+    """
+
+    def __init__(self, uhd, tmp_path, *, rate=RATE, mboards=2, channels=None, **options):
         self.uhd, self.rate, self.log = uhd, rate, tmp_path / "log.json"
         options = {"num_mboards": mboards, "log": self.log, "noise_db": -100, **options}
-        self.args, self.num_ports = virtual.arguments(**options), 2 * mboards
-        stream = uhd.stream_args("fc32", "", uhd.device_addr(""), list(range(self.num_ports)))
+        channels = list(range(2 * mboards)) if channels is None else channels
+        self.args, self.num_ports = virtual.arguments(**options), len(channels)
+        stream = uhd.stream_args("fc32", "", uhd.device_addr(""), channels)
+        # Lives longer than the sink, whose thread ends the process if a message finds nobody to take it.
+        self.listener = message_sink()
         self.source = uhd.usrp_source(self.args, stream, False)
         self.sink = uhd.usrp_sink(self.args, stream, "packet_len")
         for radio in (self.source, self.sink):
@@ -89,7 +95,6 @@ class Radio:
         self.tb = gr.top_block()
         self.bursts = burst_source(bursts, self.num_ports, self.rate, pause_at)
         self.received = [blocks.vector_sink_c() for _ in range(self.num_ports)]
-        self.listener = message_sink()
         self.tb.msg_connect(self.sink, "async_msgs", self.listener, "in")
         for port in range(self.num_ports):
             self.tb.connect((self.bursts, port), (self.sink, port))

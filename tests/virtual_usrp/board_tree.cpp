@@ -74,7 +74,10 @@ void Board::publish_board(const uhd::property_tree::sptr& tree, const uhd::fs_pa
                 set_tick_rate(rate);
             return rate;
         })
-        .set_publisher([this] { return _tick_rate; });
+        .set_publisher([this] {
+            const Lock lock(medium->mutex);
+            return _tick_rate;
+        });
 
     for (Direction direction : {RX, TX}) {
         uhd::usrp::subdev_spec_t all;
@@ -155,8 +158,12 @@ void Board::publish_dsp(
             require_link();
             return set_rate(direction, dsp, rate);
         })
-        .set_publisher([this, direction, dsp] { return _tick_rate / static_cast<double>(step(direction, dsp)); });
+        .set_publisher([this, direction, dsp] {
+            const Lock lock(medium->mutex);
+            return _tick_rate / static_cast<double>(step(direction, dsp));
+        });
     tree->create<uhd::meta_range_t>(path / "rate/range").set_publisher([this] {
+        const Lock lock(medium->mutex);
         return uhd::meta_range_t(_tick_rate / 65536, _tick_rate, 0);
     });
     tree->create<double>(path / "freq/value")
@@ -168,6 +175,7 @@ void Board::publish_dsp(
             return dsp < chosen.size() ? tune_dsp(direction, chosen[dsp], freq) : freq;
         });
     tree->create<uhd::meta_range_t>(path / "freq/range").set_publisher([this] {
+        const Lock lock(medium->mutex);
         return uhd::meta_range_t(-_tick_rate / 2, _tick_rate / 2, 0);
     });
 }

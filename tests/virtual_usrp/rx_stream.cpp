@@ -80,6 +80,7 @@ void RxStream::obey(Channel& channel, const uhd::stream_cmd_t& command)
     channel.network_start = timed ? board.to_network(command.time_spec) : board.network_now();
     const bool continuous = command.stream_mode == uhd::stream_cmd_t::STREAM_MODE_START_CONTINUOUS;
     channel.limit = continuous ? UINT64_MAX : command.num_samps;
+    channel.more = command.stream_mode == uhd::stream_cmd_t::STREAM_MODE_NUM_SAMPS_AND_MORE;
     channel.started = true;
     begin();
 }
@@ -123,6 +124,18 @@ void RxStream::end()
 {
     _streaming = false;
     _medium->forget(this);
+}
+
+// Samples were promised to follow. That a second command continues the first is not modelled: nobody here needs it.
+void RxStream::break_chain()
+{
+    if (!_channels.front().more)
+        return;
+    uhd::rx_metadata_t broken;
+    broken.error_code = uhd::rx_metadata_t::ERROR_CODE_BROKEN_CHAIN;
+    broken.has_time_spec = true;
+    broken.time_spec = time_of(_next);
+    _errors.push_back(broken);
 }
 
 int64_t RxStream::produced(const Channel& channel) const
@@ -241,6 +254,7 @@ void RxStream::fill(const buffs_type& buffs, size_t offset, size_t count, uhd::r
     metadata.end_of_burst = _next >= limit();
     if (metadata.end_of_burst) {
         end();
+        break_chain();
         return;
     }
     const Channel& first = _channels.front();

@@ -46,11 +46,13 @@ private:
         int64_t network_start = 0; // ticks
         int64_t step = 1;          // ticks a sample
         uint64_t limit = UINT64_MAX;
+        bool more = false; // another command was promised
     };
 
     void obey(Channel& channel, const uhd::stream_cmd_t& command);
     void begin();
     void end();
+    void break_chain();
     int64_t produced(const Channel& channel) const; // samples since the start
     // Samples that may be read now, up to `wanted`; 0 with an error in the metadata, or with neither: wait.
     size_t ready(size_t wanted, uhd::rx_metadata_t& metadata);

@@ -165,7 +165,7 @@ Settings::Settings(const uhd::device_addr_t& args)
     nominal_gain = reader.value("nominal_gain", 0);
     ppm = reader.value("ppm", 0);
     rx_buffer = reader.positive("rx_buffer", 0.5);
-    tx_buffer = static_cast<size_t>(reader.count("tx_buffer", 1000000, 1));
+    tx_buffer = static_cast<size_t>(reader.count("tx_buffer", 250000, 1));
     tx_latency = reader.value("tx_latency", 0);
     spp = static_cast<size_t>(reader.count("spp", 2000, 1));
 

@@ -57,7 +57,7 @@ struct Settings
     double nominal_gain;             // nominal_gain=0: dB at which a chain has the gain t or r; also the initial gain
     double ppm;                      // ppm=0: carrier errors of boards on their own clock, uniform in +-ppm
     double rx_buffer;                // rx_buffer=0.5: seconds that may wait unread before an overflow
-    size_t tx_buffer;                // tx_buffer=1000000: samples per channel that may wait to be sent
+    size_t tx_buffer;                // tx_buffer=250000: samples per channel that may wait to be sent
     double tx_latency;               // tx_latency=0: seconds from send() to the time check
     size_t spp;                      // spp=2000: samples per packet
 
