@@ -70,6 +70,16 @@ def test_attempts_that_failed_in_other_ways_are_recorded_too(kind, annotated, tm
     assert encoded(again.report, tmp_path) == encoded(outcome.report, tmp_path)
 
 
+def test_run_that_ended_because_a_node_fell_silent_replays_to_the_same_error_and_report(tmp_path):
+    text = SWEEP.replace("slot_samples: 512", "slot_samples: 512, watchdog_s: 0.5")
+    outcome = flow(Assembly(testbed.parse(f"{text}faults: [{{kind: silent, node: ap2, slot: 20}}]\n")), tmp_path / "r")
+    assert "node ap2 stopped answering: slot 20" in outcome.error
+    recording = recorded.load(tmp_path / "r")
+    player, again = replay.run(recording, replay.assembly_of(recording))
+    assert player.compared > 0
+    assert encoded(again.report, tmp_path) == encoded(outcome.report, tmp_path)
+
+
 # -- command line -----------------------------------------------------------------------------------------------------
 
 
