@@ -411,7 +411,7 @@ def test_first_pattern_at_10_db_gives_frequencies_that_carry_the_track_through_t
 
 
 def test_ports_of_one_radio_share_what_is_known_of_their_oscillator():
-    """Four ports, the second of the first TRP and its first on one oscillator; frequencies of the others' links only."""
+    """Both ports of the TRP are on one oscillator; frequencies are measured on links of the first only."""
     rng, trials, late = np.random.default_rng(9), 400, 20 * PATTERN
     owner = np.array([0, 0, 1, 2])  # TRP ports 0 and 1 of one radio, then two UEs
     seconds = late / RATE
