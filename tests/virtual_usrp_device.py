@@ -20,6 +20,7 @@ import pytest
 
 SOURCES = Path(__file__).resolve().parent / "virtual_usrp"
 BUILD = SOURCES.parent.parent / "build" / "virtual_usrp"
+EXAMPLES = [Path(folder, "uhd", "examples") for folder in ("/usr/libexec", "/usr/lib", "/usr/local/lib")]
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-Wall", "-Wextra"]
 
 
@@ -99,6 +100,16 @@ def arguments(**options: object) -> str:
         key: ":".join(map(str, value)) if isinstance(value, list | tuple) else value for key, value in options.items()
     }
     return ",".join(["type=virtual", *(f"{key}={value}" for key, value in words.items())])
+
+
+def example(name: str, *options: str) -> str:
+    """What one of the examples that come with UHD prints on the virtual USRP; skips the test where there are none."""
+    found = [path for folder in EXAMPLES if (path := folder / name).exists()]
+    if not found:
+        pytest.skip("no UHD examples (apt: uhd-host)")
+    command = [found[0], *options]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True, timeout=60)
+    return done.stdout
 
 
 def read_log(path: str | Path, what: str | None = None) -> list[dict]:
