@@ -16,6 +16,7 @@ MODULES = sorted(path.relative_to(SOURCES) for path in SOURCES.rglob("*.py"))
 # "" is the package's own __init__, which everything may ask for the version.
 TESTBED = {"testbed", "testbed_yaml", "testbed_checks"}
 FILES = {"csi_records", "records", *TESTBED}
+RADIO = {"radio_time"}
 RECORDINGS = {"recording", "recording_format"}
 PLOTTING = {"core", "plotting_bidirectional", "plotting_bidirectional_run", "plotting_panels", "plotting_style",
             "plotting_sync_run", "plotting_synchronization"}
@@ -23,6 +24,7 @@ LAYERS = {
     "core": ({"core"}, {"numpy", "scipy"}),
     "simulation": ({"simulation", "core.waveforms"}, {"numpy", "scipy"}),
     "protocols": ({"protocols", "core"}, {"numpy"}),
+    "radio_time": (set(), set()),
     "testbed": (TESTBED, {"yaml", "jsonschema"}),
     "testbed_yaml": (set(), {"yaml"}),
     "testbed_checks": (TESTBED, {"jsonschema"}),
@@ -50,8 +52,8 @@ LAYERS = {
     "direct": ({"simulation", "protocols"}, {"numpy"}),
     "reports": ({"core", "simulation", "protocols", "assembly", "reports_bidirectional"} | FILES, {"numpy"}),
     "reports_bidirectional": ({"core", "simulation", "protocols", "assembly"}, {"numpy"}),
-    "blocks": ({"blocks", "core", "simulation", "protocols", "assembly", "calibration_files"} | RECORDINGS | FILES,
-               {"numpy", "gnuradio", "pmt"}),
+    "blocks": ({"blocks", "core", "simulation", "protocols", "assembly", "calibration_files"}
+               | RADIO | RECORDINGS | FILES, {"numpy", "gnuradio", "pmt"}),
     "flowgraphs": ({"blocks", "core", "protocols", "assembly", "reports"} | RECORDINGS | FILES, {"gnuradio"}),
     "": (set(), set()),
 }  # fmt: skip

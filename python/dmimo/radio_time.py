@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Exact arithmetic between UHD's times, (whole seconds, fraction), and integer samples; checks of the boards' clocks.
+
+Sample n of a stream with the rate f_s belongs to the device time n / f_s. A run sets the time of its boards to zero at
+a PPS edge: from then on n counts from the run's epoch.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from fractions import Fraction
+
+MAX_RESIDUAL_SAMPLES = 0.01
+
+
+def rate_ratio(samp_rate: float) -> Fraction:
+    """Sample rate as a ratio of integers, so that time arithmetic is exact."""
+    if not 0 < samp_rate < math.inf:
+        raise ValueError(f"samp_rate = {samp_rate}: must be positive")
+    return Fraction(samp_rate).limit_denominator(10**6)
+
+
+def time_of(sample: int, rate: Fraction) -> tuple[int, float]:
+    """Device time of a sample, (whole seconds, fraction)."""
+    seconds, rest = divmod(sample * rate.denominator, rate.numerator)
+    return seconds, rest / rate.numerator
+
+
+def position(seconds: int, fraction: float, rate: Fraction) -> tuple[int, float]:
+    """Sample nearest to a device time, and by how many samples the time lies behind it."""
+    # Whole samples in integers; only what is left, less than a second, in floating point.
+    whole, rest = divmod(seconds * rate.numerator, rate.denominator)
+    exact = (rest + fraction * rate.numerator) / rate.denominator
+    sample = round(exact)
+    return whole + sample, exact - sample
+
+
+def sample_of(seconds: int, fraction: float, rate: Fraction) -> int:
+    """Sample of a device time; ValueError if the time lies off the sample grid by more than 0.01 sample."""
+    sample, residual = position(seconds, fraction, rate)
+    if abs(residual) > MAX_RESIDUAL_SAMPLES:
+        raise ValueError(f"time ({seconds}, {fraction}): {residual:+.3f} samples off the sample grid")
+    return sample
+
+
+def next_common_second(seconds: int, rate: Fraction) -> int:
+    """First whole second from `seconds` on that is the time of a sample: streams begin there without a residual."""
+    return -(-seconds // rate.denominator) * rate.denominator
+
+
+def disagreeing_boards(edges: Sequence[tuple[int, float]], rate: Fraction) -> dict[int, str]:
+    """Boards whose clocks read another time at a PPS edge than the others, or no whole second, and what they say.
+
+    A common PPS that set the clocks to a whole second makes every board read the same whole second at every edge.
+
+    Parameters
+    ----------
+    edges : sequence of (whole seconds, fraction)
+        Time that each board read at the last PPS edge; all at the same one.
+    rate : Fraction
+        Sample rate: half a sample is tolerated, since PPS edges are latched with the boards' own clocks.
+
+    Returns
+    -------
+    dict
+        Text by board number, empty where all agree. Where the boards are split evenly, those count as right that agree
+        with the first one.
+    """
+    tolerance_s = float(0.5 / rate)
+    # An edge that is latched early reads just less than its second.
+    nearest = [seconds + round(fraction) for seconds, fraction in edges]
+    common = Counter(nearest).most_common(1)[0][0] if nearest else 0
+    wrong = {}
+    for board, (second, (seconds, fraction)) in enumerate(zip(nearest, edges, strict=True)):
+        if second != common:
+            wrong[board] = f"reads {second} s at a PPS edge where others read {common} s"
+        elif abs(seconds - second + fraction) > tolerance_s:
+            wrong[board] = f"reads {seconds + fraction:.9f} s at a PPS edge, not a whole second"
+    return wrong
