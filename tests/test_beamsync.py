@@ -150,7 +150,7 @@ def test_predicted_deviations_are_those_of_the_errors():
     for seed in range(100):
         run, network, roles, collector = make(AirNetwork(seed, noise_var=0.1), linewidth_hz=0.0, internal=False)
         truth = np.concatenate([network.c(name, 0) / network.c(name, 0)[0] for name in APS])
-        for members in run._roles.values():
+        for members in run._members._roles.values():
             members[1].update(Product(internal_calibration.PHASE, {"internal_c": truth}))
         assert run.run() is None
         for name, role in roles.items():
@@ -237,7 +237,7 @@ def test_synchronisations_come_when_the_predicted_error_reaches_the_budget():
 def test_stage_one_of_the_phase_is_shared_and_no_resource_is_used_twice():
     for multiplexing in ("sequence", "subbands"):
         run, _, _, _ = make(multiplexing=multiplexing, internal=False)
-        plan = run._roles["a"][1]._plan
+        plan = run._members._roles["a"][1]._plan
         grid = resource_grid(plan)
         assert sum(block.stage == PHASE_PILOT for block in grid) == 1
         taken = set()
@@ -328,7 +328,7 @@ def test_bursts_have_unit_power_whatever_the_gains_and_pilots_their_share():
 
     run, _, _, _ = make(Overheard(), pilot_share=0.25)
     assert run.run() is None
-    plan = run._roles["a"][1]._plan
+    plan = run._members._roles["a"][1]._plan
     for k, slot in enumerate(run._schedule.slots[len(APS) * 2 :], len(APS) * 2):
         burst = sent[k]
         if slot.purpose.endswith("pilot"):
@@ -357,7 +357,7 @@ def test_a_noisy_leader_counts_in_the_predicted_deviation(options):
     for seed in range(60):
         run, network, roles, collector = make(Noisy(seed, noise_var=0.01), linewidth_hz=0.0, internal=False, **options)
         truth = np.concatenate([network.c(name, 0) / network.c(name, 0)[0] for name in APS])
-        for members in run._roles.values():
+        for members in run._members._roles.values():
             members[1].update(Product(internal_calibration.PHASE, {"internal_c": truth}))
         assert run.run() is None
         for name, role in roles.items():
@@ -374,4 +374,4 @@ def test_amplitudes_of_the_gain_settings_are_part_of_the_calibration():
     produce = collector.produce
     collector.produce = lambda *arguments: products.append(produce(*arguments)) or products[-1]
     assert run.run() is None
-    np.testing.assert_allclose(np.abs(products[-1].values["c"]) / np.abs(run._collectors[0].c), collector._amplitudes)
+    np.testing.assert_allclose(np.abs(products[-1].values["c"]) / np.abs(run._members._collectors[0].c), collector._amplitudes)
