@@ -193,25 +193,26 @@ class role(lean_message_block):
         if not taken:
             return
         self._awaited.difference_update(taken)
+        # Slots in flight belong to one phase, a phase to one role.
+        reactive = self._by_purpose[self._schedule.slots[taken[0].slot].purpose].reactive
+        burst = messages.burst(message) if status == "ok" and (reactive or self._recorder is not None) else None
         if self._recorder is not None:
-            self._record(message, taken, status)
-        if status == "ok":
-            # Slots in flight belong to one phase, a phase to one role.
-            if self._by_purpose[self._schedule.slots[taken[0].slot].purpose].reactive:
-                self._receive(message, taken)
-            else:
-                self._kept.append((message, taken))
+            self._record(burst, taken, status)
+        if status == "ok" and reactive:
+            self._receive(burst, taken)
+        elif status == "ok":
+            self._kept.append((message, taken))
         acknowledged = taken
         if self._unacknowledged:
             acknowledged = [grant for grant in taken if not self._loses_acknowledgement(grant.slot)]
         if acknowledged:
             self.message_port_pub(STATUS, messages.ack_to_pmt(self._ack, acknowledged, status))
 
-    def _record(self, message, taken: list[Grant], status: str) -> None:
-        slots, samples = [self._schedule.slots[grant.slot] for grant in taken], None
-        if status == "ok":
-            burst = messages.burst(message)
-            samples = burst.samples[[grant in taken for grant in burst.grants]]
+    def _record(self, burst: messages.Burst | None, taken: list[Grant], status: str) -> None:
+        slots = [self._schedule.slots[grant.slot] for grant in taken]
+        samples = None if burst is None else burst.samples
+        if burst is not None and len(taken) < len(burst.grants):
+            samples = samples[[grant in taken for grant in burst.grants]]
         self._recorder.received(taken, [self._by_purpose[slot.purpose].beam(slot) for slot in slots], samples, status)
 
     def _loses_acknowledgement(self, slot: int) -> bool:
@@ -220,8 +221,7 @@ class role(lean_message_block):
             self._unacknowledged[slot] = left - 1
         return left > 0
 
-    def _receive(self, message, taken: list[Grant]) -> None:
-        burst = messages.burst(message)
+    def _receive(self, burst: messages.Burst, taken: list[Grant]) -> None:
         for grant, samples in zip(burst.grants, burst.samples, strict=True):
             if grant in taken:
                 if self.correction is not None:
@@ -235,7 +235,7 @@ class role(lean_message_block):
         if self._recorder is not None:
             self._recorder.phase_done(phase, grants)
         for message_kept, taken in self._kept:
-            self._receive(message_kept, taken)
+            self._receive(messages.burst(message_kept), taken)
         self._kept.clear()
         values = self._by_purpose[self._schedule.slots[grants[0].slot].purpose].results(grants)
         self.message_port_pub(RESULTS, messages.encode("results", phase=phase, values=values or {}, **self._identity))
