@@ -27,7 +27,8 @@ ARRAYS = {
 
 
 def save_csi(path: str | Path, entries: Sequence[tuple[str, Mapping[str, np.ndarray]]],
-             subcarriers: Mapping[str, np.ndarray], attributes: Mapping[str, float]) -> None:
+             subcarriers: Mapping[str, np.ndarray], attributes: Mapping[str, float],
+             ports: Mapping[str, Sequence[str]]) -> None:
     """Write the channels of all phases; the file is whole or not there.
 
     Parameters
@@ -39,6 +40,8 @@ def save_csi(path: str | Path, entries: Sequence[tuple[str, Mapping[str, np.ndar
         From band centre, of the arrays with a last axis of subcarriers.
     attributes : mapping of name to float
         Written to the file's attributes, such as `samp_rate`, `center_freq` and `subcarrier_spacing_hz`.
+    ports : mapping of "trp", "ue" to sequence of str
+        Names of the ports in the order of the arrays.
     """
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
@@ -47,6 +50,8 @@ def save_csi(path: str | Path, entries: Sequence[tuple[str, Mapping[str, np.ndar
             file.attrs[name] = np.float64(value)
         for name, values in subcarriers.items():
             file.create_dataset(f"subcarriers/{name}", data=values, track_times=False)
+        for name, values in ports.items():
+            file.create_dataset(f"ports/{name}", data=[value.encode() for value in values], track_times=False)
         for phase in dict.fromkeys(name for name, _ in entries):
             members = [arrays for name, arrays in entries if name == phase]
             for name in members[0]:
@@ -57,8 +62,8 @@ def save_csi(path: str | Path, entries: Sequence[tuple[str, Mapping[str, np.ndar
     write_bytes(path, buffer.getvalue())
 
 
-def load_csi(path: str | Path) -> dict[str, dict[str, np.ndarray]]:
-    """Arrays of a file by phase and name, those of the group `subcarriers` among them.
+def load_csi(path: str | Path) -> dict[str, dict[str, object]]:
+    """Arrays of a file by phase and name; `subcarriers` and `ports` as they were saved, and `attributes`.
 
     Raises
     ------
@@ -71,4 +76,7 @@ def load_csi(path: str | Path) -> dict[str, dict[str, np.ndarray]]:
         if file.attrs["format_version"] > FORMAT_VERSION:
             raise ValueError(f"{path}: format version {file.attrs['format_version']} is newer than this release reads; "
                              f"allowed: {FORMAT_VERSION}")
-        return {phase: {name: dataset[()] for name, dataset in group.items()} for phase, group in file.items()}
+        content = {group: {name: dataset[()] for name, dataset in members.items()} for group, members in file.items()}
+        content["ports"] = {side: tuple(name.decode() for name in names) for side, names in content["ports"].items()}
+        content["attributes"] = {name: float(value) for name, value in file.attrs.items() if name != "format"}
+    return content

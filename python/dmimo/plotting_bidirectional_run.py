@@ -29,8 +29,8 @@ def bidirectional(report: Mapping) -> Figure:
             parts.append(_cooperation(title, source["cooperation"]))
     return panels({
         "title": report["testbed"]["name"] or "Bidirectional calibration",
-        "caption": f"Bidirectional calibration, {report['calibrations']} exchanges; every second point is from one-way "
-                   f"tracking or extrapolation. Seed {report['seed']}.",
+        "caption": f"Bidirectional calibration: {len(known)} measurements, {report['calibrations']} of them exchanges, "
+                   f"the others soundings. Seed {report['seed']}.",
         "columns": 2, "panels": parts,
     })  # fmt: skip
 
