@@ -374,4 +374,5 @@ def test_amplitudes_of_the_gain_settings_are_part_of_the_calibration():
     produce = collector.produce
     collector.produce = lambda *arguments: products.append(produce(*arguments)) or products[-1]
     assert run.run() is None
-    np.testing.assert_allclose(np.abs(products[-1].values["c"]) / np.abs(run._members._collectors[0].c), collector._amplitudes)
+    internal = run._members._collectors[0]
+    np.testing.assert_allclose(np.abs(products[-1].values["c"]) / np.abs(internal.c), collector._amplitudes)
