@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # One BLAS thread: results and timings must not depend on how many cores are idle.
@@ -15,3 +17,14 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 MODULES = subprocess.run([ROOT / "scripts" / "source-path"], check=True, capture_output=True, text=True).stdout.strip()
 sys.path.insert(0, MODULES)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [MODULES, os.environ.get("PYTHONPATH")]))
+
+
+@pytest.fixture(scope="session")
+def uhd():
+    """``gnuradio.uhd`` in a process whose UHD knows the virtual USRP; skips where that cannot be built."""
+    import virtual_usrp_device
+
+    virtual_usrp_device.use()
+    from gnuradio import uhd
+
+    return uhd

@@ -11,6 +11,7 @@ from graph import message_sink, wait_for
 
 RATE = 1_000_000
 FREQ = 2.4e9
+PORTS = 4  # of a Radio as it comes: 2 boards x 2 channels
 LEAD_S = 0.5  # for commands of these tests: a busy machine may stall a thread for a while
 
 
@@ -165,3 +166,11 @@ class slow_sink(gr.sync_block):
         tags = self.get_tags_in_window(0, 0, len(input_items[0]))
         self.tags += [(tag.offset, sample_of(tag, RATE)) for tag in tags if is_time(tag)]
         return len(input_items[0])
+
+
+def ones(length, amplitude=0.5, num_ports=PORTS):
+    return np.full((num_ports, length), amplitude, np.complex64)
+
+
+def one_board(uhd, tmp_path, **options):
+    return Radio(uhd, tmp_path, mboards=1, **options)
