@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -182,7 +183,9 @@ def test_kill_9_in_the_middle_leaves_files_that_open_and_replay_up_to_there(tmp_
     done = dmimo("replay", "r", "--output", "again", cwd=tmp_path)
     assert done.returncode == 1
     assert f"run failed: the recording was cut off: it holds {len(recording.phases)} phases" in done.stderr
-    assert f"{len(recording.phases)} of {len(recording.phases)} products are those" in done.stdout
+    # The last phase's product may not have been written yet.
+    same, compared = map(int, re.search(r"(\d+) of (\d+) products are those", done.stdout).groups())
+    assert same == compared >= len(recording.phases) - 1
     report = json.loads((tmp_path / "again" / "report.json").read_text())
     assert "cut off" in report["error"]
 
