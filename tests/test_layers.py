@@ -16,7 +16,7 @@ MODULES = sorted(path.relative_to(SOURCES) for path in SOURCES.rglob("*.py"))
 # "" is the package's own __init__, which everything may ask for the version.
 TESTBED = {"testbed", "testbed_yaml", "testbed_checks"}
 FILES = {"csi_records", "records", *TESTBED}
-RADIO = {"radio_time"}
+RADIO = {"radio_settings", "radio_time"}
 RECORDINGS = {"recording", "recording_format"}
 PLOTTING = {"core", "plotting_bidirectional", "plotting_bidirectional_run", "plotting_panels", "plotting_style",
             "plotting_sync_run", "plotting_synchronization"}
@@ -24,6 +24,7 @@ LAYERS = {
     "core": ({"core"}, {"numpy", "scipy"}),
     "simulation": ({"simulation", "core.waveforms"}, {"numpy", "scipy"}),
     "protocols": ({"protocols", "core"}, {"numpy"}),
+    "radio_settings": (set(), set()),
     "radio_time": (set(), set()),
     "testbed": (TESTBED, {"yaml", "jsonschema"}),
     "testbed_yaml": (set(), {"yaml"}),

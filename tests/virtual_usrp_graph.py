@@ -80,16 +80,8 @@ class Radio:
         return round((self.source.get_time_now(board).get_real_secs() + LEAD_S) * self.rate)
 
     def truth(self):
-        """Gains from port to port, (rx, tx), with the LO phases of the last tunes, from the device's log."""
-        ports = {entry["port"]: entry for entry in virtual.read_log(self.log, "port")}
-        t, r = (np.array([complex(*ports[port][key]) for port in sorted(ports)]) for key in "tr")
-        phase = {"tx": np.zeros(len(ports)), "rx": np.zeros(len(ports))}
-        for tune in virtual.read_log(self.log, "tune"):  # one synthesizer per board and direction
-            phase[tune["direction"]][2 * tune["board"] : 2 * tune["board"] + 2] = tune["lo_phase"]
-        h = np.zeros((len(ports), len(ports)), complex)
-        for entry in virtual.read_log(self.log, "coupling"):
-            h[entry["rx"], entry["tx"]] = h[entry["tx"], entry["rx"]] = complex(*entry["h"])
-        return (r * np.exp(-1j * phase["rx"]))[:, None] * h * t * np.exp(1j * phase["tx"])
+        """Gains from port to port, (rx, tx), see `true_gains`."""
+        return true_gains(self.log)
 
     def start(self, bursts=(), *, start, num_samples, pause_at=None, sinks=None):
         """Begin a flowgraph that sends `bursts` and receives `num_samples` from the sample index `start` on."""
@@ -141,6 +133,19 @@ class Radio:
     def time_tags(self):
         """(offset, sample index) of the receiver's time tags."""
         return [(tag.offset, sample_of(tag, self.rate)) for tag in self.received[0].tags() if is_time(tag)]
+
+
+def true_gains(log):
+    """Gains from port to port, (rx, tx), with the LO phases of the last tunes, from the log of boards of 2 channels."""
+    ports = {entry["port"]: entry for entry in virtual.read_log(log, "port")}
+    t, r = (np.array([complex(*ports[port][key]) for port in sorted(ports)]) for key in "tr")
+    phase = {"tx": np.zeros(len(ports)), "rx": np.zeros(len(ports))}
+    for tune in virtual.read_log(log, "tune"):  # one synthesizer per board and direction
+        phase[tune["direction"]][2 * tune["board"] : 2 * tune["board"] + 2] = tune["lo_phase"]
+    h = np.zeros((len(ports), len(ports)), complex)
+    for entry in virtual.read_log(log, "coupling"):
+        h[entry["rx"], entry["tx"]] = h[entry["tx"], entry["rx"]] = complex(*entry["h"])
+    return (r * np.exp(-1j * phase["rx"]))[:, None] * h * t * np.exp(1j * phase["tx"])
 
 
 def is_time(tag):

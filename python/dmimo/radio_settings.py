@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a multi-channel USRP is to be set to, and whether what it was tuned to can serve reciprocity calibration."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+MAX_CARRIER_ERROR_HZ = 1e-4  # ten times what a float resolves at 100 GHz; 0.04 degree in a second
+
+
+@dataclass(frozen=True)
+class RadioPort:
+    """One port of a node: a transmit and a receive channel of the same number.
+
+    Attributes
+    ----------
+    channel : int
+        Channel of the multi_usrp, counted through its boards.
+    center_freq : float
+        Carrier of both directions [Hz].
+    lo_offset_hz : float
+        How far above the carrier the synthesizers run; the rest is tuned digitally.
+    tx_gain_db, rx_gain_db : float
+        Overall gains.
+    tx_antenna, rx_antenna : str
+        UHD's names; empty: the device's own choice.
+    """
+
+    channel: int
+    center_freq: float
+    lo_offset_hz: float = 0.0
+    tx_gain_db: float = 0.0
+    rx_gain_db: float = 0.0
+    tx_antenna: str = ""
+    rx_antenna: str = ""
+
+    def __post_init__(self):
+        if self.channel < 0:
+            raise ValueError(f"channel = {self.channel}: must not be negative")
+        if not 0 < self.center_freq < math.inf:
+            raise ValueError(f"center_freq = {self.center_freq}: must be positive")
+
+
+@dataclass(frozen=True)
+class RadioSettings:
+    """A multi_usrp: one or several boards with common clock and PPS.
+
+    Attributes
+    ----------
+    device_args : str
+        UHD's device arguments.
+    samp_rate : float
+    nodes : mapping of node name to its ports
+    clock_source, time_source : str
+        UHD's names, the same for all boards. Several boards need a common PPS: not ``internal``.
+    tx_subdevices, rx_subdevices : sequence of str
+        UHD's subdevice specification of each board; empty: the device's own choice.
+    """
+
+    device_args: str
+    samp_rate: float
+    nodes: Mapping[str, Sequence[RadioPort]]
+    clock_source: str = "external"
+    time_source: str = "external"
+    tx_subdevices: Sequence[str] = ()
+    rx_subdevices: Sequence[str] = ()
+
+    def __post_init__(self):
+        if not self.nodes or not all(self.nodes.values()):
+            raise ValueError(f"nodes = {dict(self.nodes)}: must be at least one, each with at least one port")
+        channels = [port.channel for port in self.ports]
+        twice = sorted({channel for channel in channels if channels.count(channel) > 1})
+        if twice:
+            raise ValueError(f"channel {', '.join(map(str, twice))}: must belong to one port only")
+
+    @property
+    def ports(self) -> list[RadioPort]:
+        """Ports of all nodes, one node after the other."""
+        return [port for ports in self.nodes.values() for port in ports]
+
+
+class Tuned(NamedTuple):
+    """What one direction of a port has been tuned to: synthesizer and digital frequency, and the carrier they make."""
+
+    rf_hz: float
+    dsp_hz: float
+    carrier_hz: float
+
+
+def board_channels(channels_of_boards: Sequence[int]) -> list[tuple[int, int]]:
+    """Board, and channel on it, of each channel of a multi_usrp whose boards have so many channels."""
+    return [(board, channel) for board, count in enumerate(channels_of_boards) for channel in range(count)]
+
+
+def carrier_faults(ports: Sequence[RadioPort], tx: Sequence[Tuned], rx: Sequence[Tuned]) -> list[str]:
+    """What is wrong with the frequencies read back; empty if they are the same wherever they must be.
+
+    Reciprocity needs ONE carrier in both directions of a port, made in the same way: with the synthesizers of the two
+    directions apart, the digital part that makes up for it turns c by its own phase at each start. UHD counts the
+    digital frequencies of transmitters and receivers with opposite signs. Ports that were asked for the same carrier
+    must be at the same one, or their phases run away from one another.
+    """
+    faults = []
+    first: dict[float, tuple[int, float]] = {}
+    for port, sent, received in zip(ports, tx, rx, strict=True):
+        pairs = {
+            "synthesizer": (sent.rf_hz, received.rf_hz),
+            "digital frequency": (-sent.dsp_hz, received.dsp_hz),
+            "carrier": (sent.carrier_hz, received.carrier_hz),
+        }
+        unequal = [
+            f"{what} {one:.4f} Hz for transmitting, {other:.4f} Hz for receiving"
+            for what, (one, other) in pairs.items()
+            if not abs(one - other) <= MAX_CARRIER_ERROR_HZ
+        ]
+        if unequal:
+            faults.append(f"channel {port.channel}: {'; '.join(unequal)}")
+        channel, carrier_hz = first.setdefault(port.center_freq, (port.channel, received.carrier_hz))
+        if not abs(carrier_hz - received.carrier_hz) <= MAX_CARRIER_ERROR_HZ:
+            faults.append(
+                f"channel {port.channel}: carrier {received.carrier_hz:.4f} Hz, but {carrier_hz:.4f} Hz on "
+                f"channel {channel}, which was asked for the same"
+            )
+    return faults
