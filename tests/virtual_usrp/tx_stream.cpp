@@ -175,7 +175,10 @@ void TxStream::packet(Channel& channel, const void* samples, size_t count, const
         const int64_t ticks = step(channel);
         channel.chain->append(channel.next, ticks, _format.to_model(samples, count));
         const int64_t last = channel.next + ticks * static_cast<int64_t>(count);
-        channel.waiting.emplace_back(channel.next, last);
+        if (!channel.waiting.empty() && channel.waiting.back().second == channel.next)
+            channel.waiting.back().second = last;
+        else
+            channel.waiting.emplace_back(channel.next, last);
         channel.next = last;
         channel.sent += static_cast<int64_t>(count);
         _medium->prune(*channel.chain);
@@ -193,9 +196,11 @@ size_t TxStream::send(
     Lock lock(_medium->mutex);
     do {
         size_t count = nsamps_per_buff - done;
+        // A whole packet, or nothing: the radio takes no single samples.
+        const size_t least = std::min({count, _spp, _channels.front().board->settings.tx_buffer});
         for (Channel& channel : _channels)
             count = std::min(count, channel.board->vanished() ? 0 : room(channel));
-        if (count == 0 && done < nsamps_per_buff) {
+        if (count < least) {
             if (Clock::now() >= deadline)
                 return done;
             _medium->changed.wait_until(lock, std::min(deadline, Clock::now() + std::chrono::milliseconds(1)));
