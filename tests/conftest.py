@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Make the sources importable as ``gnuradio.dmimo`` without an install, here and in the processes that tests start."""
 
+import gc
+import itertools
 import os
 import subprocess
 import sys
@@ -17,6 +19,15 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 MODULES = subprocess.run([ROOT / "scripts" / "source-path"], check=True, capture_output=True, text=True).stdout.strip()
 sys.path.insert(0, MODULES)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [MODULES, os.environ.get("PYTHONPATH")]))
+
+COLLECTED_EVERY = 8
+_tests = itertools.count(1)
+
+
+def pytest_runtest_teardown(item):
+    """Free flowgraphs: they are cycles, and hold pieces of shared memory of which a system has 4096 for all."""
+    if next(_tests) % COLLECTED_EVERY == 0:
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
