@@ -5,9 +5,14 @@ import numpy as np
 import pytest
 import virtual_usrp_device as virtual
 from gnuradio import gr
+from gnuradio.dmimo import testbed
+from gnuradio.dmimo.assembly import Assembly
 from gnuradio.dmimo.blocks import messages
 from gnuradio.dmimo.blocks.burst_receiver import burst_receiver
 from gnuradio.dmimo.blocks.burst_transmitter import burst_transmitter
+from gnuradio.dmimo.blocks.calibrator import calibrator
+from gnuradio.dmimo.blocks.node import node
+from gnuradio.dmimo.blocks.slot_scheduler import slot_scheduler
 from gnuradio.dmimo.blocks.timetags import rate_ratio, time_to_pmt
 from gnuradio.dmimo.protocols.slots import Grant
 from gnuradio.dmimo.radio_settings import RadioPort, RadioSettings
@@ -223,3 +228,98 @@ def test_one_board_needs_no_pps(usrp_array, tmp_path):
         bench.send("ap1", start, np.full((2, SLOT), 0.1))
         events, _ = bench.events_now(2)
     assert [event[-1] for event in events] == [start + SLOT] * 2
+
+
+SWEEP = """
+version: 1
+center_freq: 2.4e+9
+nodes:
+  - {name: ap1, num_ports: 2}
+  - {name: ap2, num_ports: 2}
+slots: {slot_samples: 512, window: 16, watchdog_s: 2}
+"""
+
+
+class Sweep:
+    """The beam sweep of two access points of two ports each on a virtual USRP."""
+
+    def __init__(self, module, tmp_path, **options):
+        self.log = tmp_path / "log.json"
+        options = {"num_mboards": 2, "log": self.log, "seed": 3, **options}
+        ports = {name: [RadioPort(channel, FREQ) for channel in own] for name, own in CHANNELS.items()}
+        self.array = module.usrp_array(RadioSettings(virtual.arguments(**options), RATE, ports))
+        assembly = Assembly(testbed.parse(SWEEP))
+        schedule, slots = assembly.schedule, assembly.testbed.slots
+        self.total = len(schedule.slots)
+        self.scheduler = slot_scheduler(
+            schedule,
+            slots.max_attempts,
+            slots.watchdog_s,
+            clock=self.clock,
+            confirmed={n.name: n.num_ports for n in assembly.testbed.nodes},
+        )
+        self.calibrator = calibrator(assembly, "")
+        self.nodes = [
+            node(n.name, n.num_ports, schedule, assembly.roles(n.name), RATE, fill=False)
+            for n in assembly.testbed.nodes
+        ]
+        self.tb = gr.top_block()
+        for first, member in zip((0, 2), self.nodes, strict=True):
+            for port in range(2):
+                self.tb.connect((member, port), (self.array, first + port))
+                self.tb.connect((self.array, first + port), (member, port))
+            self.tb.msg_connect(self.scheduler, "control", member, "control")
+            self.tb.msg_connect(member, "status", self.scheduler, "status")
+            self.tb.msg_connect(member, "results", self.calibrator, "results")
+        self.tb.msg_connect(self.scheduler, "phases", self.calibrator, "phases")
+        self.tb.msg_connect(self.calibrator, "products", self.scheduler, "products")
+        self.tb.msg_connect(self.calibrator, "error", self.scheduler, "status")
+        self.tb.msg_connect(self.array, "events", self.scheduler, "events")
+        self.tb.msg_connect(self.array, "error", self.scheduler, "status")
+
+    def clock(self):
+        return round((self.array.now() + LEAD_S) * RATE)
+
+    def run(self):
+        """What the calibration gives, and the error that ended the run, None for none."""
+        self.tb.start()
+        try:
+            self.scheduler.begin(self.array.begin() + round(LEAD_S * RATE))
+            assert self.scheduler.finished_event.wait(60)
+        finally:
+            self.tb.stop()
+            self.tb.wait()
+        return self.calibrator.member.calibration, self.scheduler.error
+
+    def truth(self):
+        """c of all ports by that of the first, from the gains y[i, j] / y[j, i] = c_j / c_i of the device's log."""
+        gains = true_gains(self.log)
+        return gains[0] / gains[:, 0]
+
+
+@pytest.mark.parametrize(
+    ("fault", "repeated"),
+    [
+        ({}, 0),
+        ({"late": "0@1"}, 1),
+        ({"underflow": "1@0"}, 1),
+        ({"lost_ack": "1@0"}, 1),
+        ({"overflow": LEAD_S + 700e-6, "overflow_gap": 100e-6}, 1),  # in the second slot
+    ],
+    ids=["no fault", "late burst", "underflow", "lost acknowledgement", "overflow"],
+)
+def test_a_beam_sweep_calibrates_the_boards_and_repeats_what_went_wrong(usrp_array, tmp_path, fault, repeated):
+    sweep = Sweep(usrp_array, tmp_path, **fault)
+    calibration, error = sweep.run()
+    assert error is None
+    assert sweep.scheduler.releases == sweep.total + repeated
+    assert np.all(calibration.trusted)
+    assert np.abs(calibration.c / sweep.truth() - 1) == pytest.approx(0, abs=1e-3)
+
+
+def test_a_board_whose_bursts_are_never_sent_ends_the_run_by_name(usrp_array, tmp_path):
+    sweep = Sweep(usrp_array, tmp_path, late=[f"{burst}@1" for burst in range(20)])
+    calibration, error = sweep.run()
+    assert calibration is None
+    assert "board 1" in error
+    assert "too late" in error

@@ -253,3 +253,53 @@ def test_each_cycle_has_all_its_attempts():
     _, error = walk(SlotScheduler(schedule, max_attempts=2, until_sample=600), schedule, fail={(1, 1), (1, 2)})
     assert "slot 1" in error
     assert "2 attempts" in error
+
+
+def test_a_slot_is_complete_only_when_every_port_of_its_sender_has_sent():
+    schedule, machine = make(windows=(2,), count=2, confirmed={"a": 2, "b": 1})
+    first, second = begin(schedule, machine)[0].grants
+    for node in NODES:
+        assert machine.acknowledge(node, [first, second]) == []
+    assert machine.sent("b", 0, 50) == []  # it was silent
+    assert machine.sent("a", 0, first.start + 60) == []
+    assert machine.sent("a", 1, first.start + 60) == []
+    assert machine.completed == 1
+    assert machine.sent("a", 1, second.start + 1000) == []  # of another attempt
+    assert machine.sent("a", 1, None) == []
+    assert machine.sent("a", 1, second.start + 100) == []
+    assert machine.sent("a", 0, second.start + 100) == [PhaseDone("phase0", (first, second))]
+
+
+@pytest.mark.parametrize("found_at", [None, 0, 70, 1000])
+def test_a_burst_that_was_not_sent_is_repeated_whenever_that_is_found(found_at):
+    schedule, machine = make(windows=(2,), count=2, confirmed={"a": 1})
+    first, second = begin(schedule, machine)[0].grants
+    for node in NODES:
+        machine.acknowledge(node, [first, second])
+    assert machine.sent("a", 0, found_at, "late") == []
+    (release,) = machine.sent("a", 0, second.start + 60)
+    assert release.grants == (Grant(first.slot, 1, 200),)
+
+
+def test_a_confirmation_that_is_lost_is_repeated_and_then_ends_the_run_with_the_port():
+    schedule, machine = make(count=1, max_attempts=2, confirmed={"a": 2})
+    for attempt in range(2):
+        (release,) = machine.timed_out() if attempt else begin(schedule, machine)
+        for node in NODES:
+            machine.acknowledge(node, release.grants)
+        machine.sent("a", 0, release.grants[0].start + 1)
+    (end,) = machine.timed_out()
+    assert "node a sending on port 1: no acknowledgement" in end.error
+
+
+def test_slots_are_released_with_the_lead_that_a_radio_needs():
+    schedule, machine = make(windows=(2,), count=4)
+    machine.not_before(1000)
+    grants = begin(schedule, machine)[0].grants
+    assert [grant.start for grant in grants] == [1000, 1100]
+    machine.not_before(5000)
+    machine.not_before(900)  # nothing goes backwards
+    machine.acknowledge("a", grants)
+    (release,) = machine.acknowledge("b", grants)
+    assert [grant.start for grant in release.grants] == [5000, 5100]
+    assert machine.end_sample == 5200

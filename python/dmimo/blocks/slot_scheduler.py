@@ -2,6 +2,7 @@
 """Releases the slots of a schedule to all nodes, waits for their acknowledgements and ends the run."""
 
 import threading
+from collections.abc import Callable, Mapping
 
 import pmt
 
@@ -38,10 +39,17 @@ class slot_scheduler(lean_message_block):
         Idle samples between runs.
     until_sample : int
         Absolute sample up to which the cycle of the schedule, if it has one, is begun again.
+    clock : callable() -> int, optional
+        For radios: first absolute sample at which a burst that is released now can be sent, device time and lead. The
+        run then begins with `begin`.
+    confirmed : mapping of node to int, optional
+        For radios: ports of the nodes whose bursts are confirmed on the port `events` (`usrp_array`). A slot in which
+        one of them transmits is complete only when each of its ports has sent its burst.
     """
 
     def __init__(self, schedule: Schedule, max_attempts: int = 3, watchdog_s: float = 20.0, epoch: int = 0,
-                 guard_samples: int = 0, runs: int = 1, pause_samples: int = 0, until_sample: int = 0):
+                 guard_samples: int = 0, runs: int = 1, pause_samples: int = 0, until_sample: int = 0,
+                 clock: Callable[[], int] | None = None, confirmed: Mapping[str, int] | None = None):
         lean_message_block.__init__(self, "slot_scheduler")
         if not watchdog_s > 0:
             raise ValueError(f"watchdog_s = {watchdog_s}: must be positive")
@@ -49,7 +57,9 @@ class slot_scheduler(lean_message_block):
         if min(runs, pause_samples, until_sample) < 0:
             raise ValueError(f"runs = {runs}, pause_samples = {pause_samples}, until_sample = {until_sample}: "
                              "must not be negative")
-        self._options = {"max_attempts": max_attempts, "guard_samples": guard_samples, "until_sample": until_sample}
+        self._options = {"max_attempts": max_attempts, "guard_samples": guard_samples, "until_sample": until_sample,
+                         "confirmed": confirmed}
+        self._clock = clock
         self._runs, self._pause_samples = runs, pause_samples
         self._epoch = epoch
         self._prepare(0, 0)
@@ -61,7 +71,7 @@ class slot_scheduler(lean_message_block):
         self.finished_event = threading.Event()
         self.error: str | None = None
         for port, handler in (("status", self.handle_status), ("products", self.handle_product),
-                              ("watchdog", self.handle_watchdog)):
+                              ("events", self.handle_event), ("watchdog", self.handle_watchdog)):
             self.message_port_register_in(pmt.intern(port))
             self.set_msg_handler(pmt.intern(port), handler)
         for port in ("control", "phases", "finished", "error"):
@@ -97,12 +107,18 @@ class slot_scheduler(lean_message_block):
         self.message_port_pub(CONTROL, message)
 
     def start(self):
-        """Begin the run."""
+        """Begin the run, unless a radio is to be made ready first."""
         super().start()
+        if self._clock is None:
+            self.begin()
+        return True
+
+    def begin(self, first_sample: int = 0) -> None:
+        """Begin the run of a flowgraph that has been started, with no slot before this absolute sample."""
+        self._machine.not_before(first_sample)
         self._begin()
         self._watchdog = threading.Thread(target=self._watch, name="slot_scheduler watchdog", daemon=True)
         self._watchdog.start()
-        return True
 
     def stop(self):
         """A flowgraph that is stopped from outside ends the run too."""
@@ -115,9 +131,23 @@ class slot_scheduler(lean_message_block):
         while not self.finished_event.wait(self._watchdog_s):
             self._post(WATCHDOG, pmt.PMT_T)
 
+    def _keep_lead(self) -> None:
+        if self._clock is not None:
+            self._machine.not_before(self._clock())
+
+    @guarded
+    def handle_event(self, message):
+        """A radio has said what became of a burst."""
+        self._events += 1
+        self._keep_lead()
+        event = messages.values(message)
+        status = event["error"] or machine.OK
+        self._act(self._machine.sent(event["node"], event["port"], event.get("sample"), status))
+
     @guarded
     def handle_status(self, message):
         """A node has answered; anything that is no status message is an error of a block."""
+        self._keep_lead()
         kind = messages.kind(message)
         self._events += 1
         if kind == "ack":
@@ -139,6 +169,7 @@ class slot_scheduler(lean_message_block):
     @guarded
     def handle_product(self, message):
         """A collector has produced what its phase was for."""
+        self._keep_lead()
         self._events += 1
         if messages.kind(message) == "product":
             self._act(self._machine.produced(messages.product(message)))
@@ -152,6 +183,7 @@ class slot_scheduler(lean_message_block):
     @guarded
     def handle_watchdog(self, message):
         """First silence: query the nodes. Second: give up on what is missing."""
+        self._keep_lead()
         if self._events != self._events_seen:
             self._events_seen, self._alive = self._events, None
         elif self._alive is None:

@@ -5,7 +5,7 @@ Start samples are given out in the order of release, and a failed slot of an ope
 phase's end, so that the run on the air is the same whatever the order in which acknowledgements arrive.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from .slots import Grant, Phase, Product, Schedule
@@ -59,12 +59,15 @@ class SlotScheduler:
         Idle samples after a phase, and before a lock-step slot is repeated.
     until_sample : int
         Absolute sample up to which the schedule's cycle is begun again; the phases are walked through at least once.
+    confirmed : mapping of node to int
+        Ports of the nodes whose bursts a radio confirms, see `sent`: a slot in which they transmit is complete only
+        with the confirmation of each port, since the others receive noise just as well.
 
     Every event method returns the actions to carry out, in order. After `Finished` all events are ignored.
     """
 
     def __init__(self, schedule: Schedule, *, max_attempts: int = 3, first_start: int = 0, guard_samples: int = 0,
-                 until_sample: int = 0):
+                 until_sample: int = 0, confirmed: Mapping[str, int] | None = None):
         if max_attempts < 1:
             raise ValueError(f"max_attempts = {max_attempts}: must be at least 1")
         self._schedule = schedule
@@ -78,6 +81,8 @@ class SlotScheduler:
         self._retries: list[int] = []
         self._pending: dict[int, Grant] = {}  # attempts in flight, by slot
         self._awaited: dict[str, set[Grant]] = {node: set() for node in schedule.nodes}  # which of them, by node
+        self._confirmed = dict(confirmed or {})
+        self._awaited |= {_sender(node, port): set() for node, num in self._confirmed.items() for port in range(num)}
         self._failures: dict[int, dict[str, str]] = {}  # what went wrong in them, by slot and node
         self._attempts: dict[int, int] = {}
         self._tries: dict[int, int] = {}
@@ -122,6 +127,22 @@ class SlotScheduler:
                 self._failures.setdefault(grant.slot, {})[node] = status
         complete = over.difference(*self._awaited.values())
         return self._complete(complete) if complete else []
+
+    def sent(self, node: str, port: int, sample: int | None, status: str = OK) -> list[Action]:
+        """A radio has said what became of a burst of one port: "ok" with the first sample after it, or what went wrong.
+
+        What went wrong carries the time at which it was found, if any. A radio works bursts off in order, so that it
+        means the first one that is still awaited.
+        """
+        sender, length = _sender(node, port), self._schedule.slot_samples
+        awaited = sorted(self._awaited.get(sender, ()), key=lambda grant: grant.start)
+        if status == OK:
+            awaited = [grant for grant in awaited if sample is not None and 0 < sample - grant.start <= length]
+        return self.acknowledge(sender, awaited[:1], status)
+
+    def not_before(self, sample: int) -> None:
+        """No slot that is released from now on may begin before this absolute sample."""
+        self._next_start = max(self._next_start, sample)
 
     def _complete(self, complete: Iterable[Grant]) -> list[Action]:
         """All nodes have finished these attempts."""
@@ -215,9 +236,16 @@ class SlotScheduler:
             return []
         grants = tuple(map(self._grant, self._queue[:room]))
         del self._queue[:room]
-        for awaited in self._awaited.values():
-            awaited.update(grants)
+        self._await(grants)
         return [Release(grants)]
+
+    def _await(self, grants: tuple[Grant, ...]) -> None:
+        for node in self._schedule.nodes:
+            self._awaited[node].update(grants)
+        for grant in grants if self._confirmed else ():
+            for node in self._schedule.slots[grant.slot].transmitters:
+                for port in range(self._confirmed.get(node, 0)):
+                    self._awaited[_sender(node, port)].add(grant)
 
     def _grant(self, slot: int) -> Grant:
         # Attempts are counted through all cycles, so that each has its own name; tries begin anew with the phase.
@@ -252,3 +280,7 @@ class SlotScheduler:
 
 def _names(nodes: Iterable[str]) -> str:
     return ", ".join(f"node {node}" for node in sorted(nodes))
+
+
+def _sender(node: str, port: int) -> str:
+    return f"{node} sending on port {port}"
