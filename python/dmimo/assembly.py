@@ -65,7 +65,7 @@ class Assembly:
             raise ValueError(f"testbed {bed.name!r} has no section beamsync: see Synchronising in the user guide")
         if protocol == "bidirectional" and bed.bidirectional is None:
             raise ValueError(f"testbed {bed.name!r} has no section bidirectional: see the user guide")
-        self.port_names = testbed.port_names(bed)
+        self.port_names = self.ports_of()
         self._nodes = {node.name: node for node in bed.nodes}
         self._aps = tuple(ap.name for ap in bed.aps)
 
@@ -292,12 +292,16 @@ class Assembly:
         settings = self.testbed.beamsync
         return settings is not None and settings.timing and node.kind == "ap" and node.name != settings.leader
 
+    def ports_of(self, names: Sequence[str] = ()) -> tuple[str, ...]:
+        """Names of the ports of these nodes, of all access points by default."""
+        return testbed.port_names(self.testbed, names)
+
     def record(self, estimate: SweepCalibration | SideCalibration, names: Sequence[str] = (),
                epoch: int = 0) -> CalibrationRecord:
         """Calibration file's content; `names` are the nodes with the calibrated ports, all access points by default."""
         bed = self.testbed
         nodes = [self._nodes[name] for name in names or self._aps]
-        ports = tuple(f"{node.name}:{port}" for node in nodes for port in range(node.num_ports))
+        ports = self.ports_of(names)
         gains = np.array([(node.tx_gain_db, node.rx_gain_db) for node in nodes for _ in range(node.num_ports)])
         return CalibrationRecord(
             c=estimate.c, covariance=estimate.covariance, frequency_hz=estimate.frequency_hz,
@@ -317,8 +321,7 @@ class Assembly:
         `record`.
         """
         names = names or self._aps
-        rows = np.concatenate([np.arange(network.num_ports)[network.ports(name)] for name in names])
-        c = network.true_calibration(int(estimate.reference_time))[rows]
+        c = network.of_nodes(network.true_calibration(int(estimate.reference_time)), names)
         if corrections:
             owners = [name for name in names for _ in range(self._nodes[name].num_ports)]
             c = c * np.array([corrections.get(name, 1.0) for name in owners])

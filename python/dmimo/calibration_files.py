@@ -38,6 +38,5 @@ def _write_csi(assembly: Assembly, exchange: BidirectionalCollector, path: Path)
                    "c_trp": plan.down.response_subcarriers, "c_ue": plan.up.response_subcarriers}
     attributes = {"samp_rate": plan.grid.samp_rate, "center_freq": plan.center_freq,
                   "subcarrier_spacing_hz": plan.grid.subcarrier_spacing_hz}
-    ports = {side: tuple(f"{name}:{port}" for name in names for port in range(plan.num_ports[name]))
-             for side, names in (("trp", plan.trps), ("ue", plan.ues))}
+    ports = {"trp": assembly.ports_of(plan.trps), "ue": assembly.ports_of(plan.ues)}
     save_csi(path, exchange.csi, subcarriers, attributes, ports)

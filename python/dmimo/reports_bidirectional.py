@@ -51,13 +51,13 @@ def _pattern(plan: BidirectionalPlan, network: Network, entry: Mapping[str, obje
         return out | {"reasons": entry["reasons"]}
     truth = network.true_calibration(entry["sample"])
     for side, names in (("trp", plan.trps), ("ue", plan.ues)):
-        rows = np.concatenate([np.arange(network.num_ports)[network.ports(name)] for name in names])
+        true_c = network.of_nodes(truth, names)
         out[f"{side}_phase_deg"] = np.degrees(np.angle(entry[f"{side}_c"]))
         out[f"{side}_delay_s"] = entry[f"{side}_delay_s"]
         out[f"{side}_frequency_hz"] = entry[f"{side}_frequency_hz"]
         out[f"{side}_predicted_phase_std_deg"] = np.degrees(entry[f"{side}_phase_std_rad"])
         # A side of one port has nothing to be calibrated.
-        error = metrics.phase_error(entry[f"{side}_c"], truth[rows]) if len(rows) > 1 else 0.0
+        error = metrics.phase_error(entry[f"{side}_c"], true_c) if len(true_c) > 1 else 0.0
         out[f"{side}_phase_error_deg"] = float(np.degrees(error))
     return out | {"links_used": int(np.sum(entry["used"]))}
 
@@ -73,9 +73,8 @@ def _links(member: BidirectionalCollector) -> dict[str, object]:
 
 def _side(assembly: Assembly, network: Network, side, names: Sequence[str]) -> dict[str, object]:
     truth = assembly.truth(network, side, names=names)
-    record = assembly.record(side, names)
     return {
-        "ports": record.port_names, "reference_time": side.reference_time, "c": side.c, "c_true": truth["c"],
+        "ports": assembly.ports_of(names), "reference_time": side.reference_time, "c": side.c, "c_true": truth["c"],
         "delay_s": side.delay_s, "frequency_hz": side.frequency_hz,
         "predicted_phase_std_deg": np.degrees(side.phase_std_rad), "alignment_error": truth["alignment_error"],
         "phase_error_deg": truth["phase_error_deg"],

@@ -110,8 +110,7 @@ class bidirectional_monitor(collector):
                  "prediction_error_rad": prediction_error(new if last is None else last, new, self._samp_rate)}
         if self._network is not None:
             truth = self._network.true_calibration(int(new["reference_time"]))
-            truth = np.concatenate([truth[self._network.ports(name)] for name in self._trps])
-            plots["phase_error_rad"] = phase_errors(new["c"], truth)
+            plots["phase_error_rad"] = phase_errors(new["c"], self._network.of_nodes(truth, self._trps))
         self._last = new
         self._publish(product.phase, plots)
 

@@ -364,6 +364,10 @@ class Network:
         cycles = np.asarray(subcarriers_hz) / self.samp_rate
         return c[:, None] * np.exp(-2j * np.pi * np.multiply.outer(np.repeat(delay, self._ports_per_node), cycles))
 
+    def of_nodes(self, values: np.ndarray, names: Sequence[str]) -> np.ndarray:
+        """Return those of values (P, ...) of all ports that belong to these nodes, in their order."""
+        return np.concatenate([values[self.ports(name)] for name in names])
+
     def true_clock_offset(self, name: str, sample: int, shift: int | None = None) -> float:
         """Return `Clock.offset` of a node [samples] under the shift that was set for `sample`, or under `shift`."""
         return self._clocks.offset(self._index(name), sample, shift)
