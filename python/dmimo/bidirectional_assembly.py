@@ -78,7 +78,7 @@ class Bidirectional:
     @cached_property
     def uplink_plan(self) -> verification.Plan | None:
         """Plan of the UEs' joint transmissions to the first TRP."""
-        if not self._verifies or len(self.plan.ues) == 0:
+        if not self._verifies:
             return None
         bed, settings = self._bed, self._bed.verification
         counts = self.plan.num_ue_ports

@@ -214,6 +214,7 @@ def _smallest_eigenvector(first: NDArray, second: NDArray, block: NDArray) -> ND
     back, index = np.swapaxes(block.conj(), -2, -1), np.arange(block.shape[-1])
 
     def schur(value: NDArray) -> tuple[NDArray, NDArray]:
+        """F at these values, and the inverse of diag(f) - value."""
         inverse = 1.0 / (first - value[..., None])
         matrix = back @ (-inverse[..., None] * block)
         matrix[..., index, index] += second - value[..., None]

@@ -105,10 +105,9 @@ class ExchangeRole:
         -------
         dict
             `h` (rounds, own ports, ports of the other side, K), channels on the combs, with `noise_var` (rounds, own
-            ports) of an entry; `heard` (rounds, own ports, ports of the other side) bool, those that stand out of it;
-            `turn` (n,), `turn_energy` (n,): `sounding.prefix_correlation` of each sounding. After an exchange also
-            `h_again`, as `h`, of the second sounding; `scale` (rounds, own ports, ports of the other side) of the
-            answers; and `read`, as `h`, of those received.
+            ports) of an entry; `turn` (n,), `turn_energy` (n,): `sounding.prefix_correlation` of each sounding. After
+            an exchange also `h_again`, as `h`, of the second sounding; `scale` (rounds, own ports, ports of the other
+            side) of the answers, 0 where a channel was not heard; and `read`, as `h`, of those received.
         """
         side = self._side
         if not self._heard:
@@ -119,7 +118,6 @@ class ExchangeRole:
         values: dict[str, object] = {
             "h": np.array([each.h for each in heard]),
             "noise_var": np.array([each.noise_var for each in heard]),
-            "heard": np.array([each.heard for each in heard]),
             "turn": turns[:, 0], "turn_energy": turns[:, 1].real,
         }
         if self._read:

@@ -49,9 +49,9 @@ def arrivals(plan: BidirectionalPlan, csi: Csi) -> Arrivals:
     return Arrivals(*(np.where(found.trusted, found.delay_s + middle, np.nan) for found in (up, down)), *spreads)
 
 
-def doubts(plan: BidirectionalPlan, csi: Csi) -> tuple[str, ...]:
+def doubts(plan: BidirectionalPlan, found: Arrivals) -> tuple[str, ...]:
     """What speaks against the soundings: arrivals outside the prefix, clocks further apart than C can tell."""
-    found, rate = arrivals(plan, csi), plan.grid.samp_rate
+    rate = plan.grid.samp_rate
     early, late = -plan.advance_samples, plan.grid.cp_samples - plan.advance_samples
     reasons = []
     for delay, std, heard_at_trp in ((found.up_s, found.up_std_s, True), (found.down_s, found.down_std_s, False)):

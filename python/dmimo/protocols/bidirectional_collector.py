@@ -9,7 +9,7 @@ from ..core.bidirectional import DisconnectedLinksError
 from . import bidirectional_arrivals
 from .bidirectional_estimate import Estimator, ExchangeEstimate, SideCalibration, estimate_exchange
 from .bidirectional_frequency import UnknownFrequenciesError
-from .bidirectional_links import Csi, Links
+from .bidirectional_links import Carriers, Csi, Links
 from .bidirectional_plan import EXCHANGE, TRACKING, BidirectionalPlan
 from .bidirectional_tracking import Extrapolation
 from .slots import Grant, Product, Slot
@@ -100,12 +100,13 @@ class BidirectionalCollector:
         read = self._links.coefficients(grants, results)
         if self._keeps_csi:
             self.csi[-1][1].update(c_trp=read.trp, c_ue=read.ue, c_trp_time=read.trp_time, c_ue_time=read.ue_time)
-        reasons = bidirectional_arrivals.doubts(self._plan, csi) or self._strange_carriers(results)
+        arrived, carriers = bidirectional_arrivals.arrivals(self._plan, csi), self._links.carriers_hz(results)
+        reasons = bidirectional_arrivals.doubts(self._plan, arrived) or self._strange_carriers(carriers)
         if reasons:
             return self._failed(EXCHANGE, csi, reasons)
         try:
-            estimate = estimate_exchange(self._plan, read, csi, self._estimator)
-            reasons = self._doubts(estimate, results, csi)
+            estimate = estimate_exchange(self._plan, read, csi, arrived, self._estimator)
+            reasons = self._doubts(estimate, carriers, csi)
         except DisconnectedLinksError as error:
             reasons = (self._named(error),)
         except UnknownFrequenciesError as error:
@@ -166,9 +167,9 @@ class BidirectionalCollector:
         parts = ", ".join("{" + ", ".join(names[port] for port in part) + "}" for part in error.components)
         return f"the links above their thresholds do not join all ports; the parts are {parts}"
 
-    def _strange_carriers(self, results) -> tuple[str, ...]:
+    def _strange_carriers(self, found: Carriers) -> tuple[str, ...]:
         """The node with the mean carrier farthest from zero, where no oscillators within the limit can make it."""
-        limit, found = self._plan.cfo_limit_hz, self._links.carriers_hz(results)
+        limit = self._plan.cfo_limit_hz
         name = max(found, key=lambda node: abs(found[node][0]))
         hertz, std = found[name]
         if abs(hertz) <= limit + MAX_CARRIER_DEVIATIONS * std:
@@ -181,7 +182,7 @@ class BidirectionalCollector:
         return (f"the {plan.unambiguous_cfo_hz:.0f} Hz that the slots can tell" if plan.max_cfo_hz is None else
                 f"max_cfo_hz = {plan.max_cfo_hz:g}")
 
-    def _doubts(self, estimate: ExchangeEstimate, results, csi: Csi) -> tuple[str, ...]:
+    def _doubts(self, estimate: ExchangeEstimate, carriers: Carriers, csi: Csi) -> tuple[str, ...]:
         """Frequencies beyond what the exchange can tell: larger than expected, or not those that the symbols show."""
         plan, apart = self._plan, estimate.apart_hz
         deviation = np.sqrt(np.diagonal(estimate.frequencies.covariance).max())
@@ -194,7 +195,7 @@ class BidirectionalCollector:
         if estimate.contradicts.any():
             return (f"{int(estimate.contradicts.sum())} of {int(estimate.used.sum())} links contradict the others",)
         reasons = []
-        for name, (hertz, std) in self._links.carriers_hz(results).items():
+        for name, (hertz, std) in carriers.items():
             own = plan.ports(name)
             energy, beat = ((csi.g[own], apart[own]) if name in plan.trps else (csi.h[:, own], -apart[:, own]))
             weights = np.mean(np.abs(energy) ** 2, axis=-1)

@@ -20,7 +20,7 @@ from ..core.carrier_model import wrap
 from ..core.delay import DelayEstimate
 from ..core.link_frequency import LinkFrequency
 from ..core.node_frequency import NodeFrequencies
-from .bidirectional_arrivals import arrivals
+from .bidirectional_arrivals import Arrivals
 from .bidirectional_frequency import exchange_frequencies
 from .bidirectional_links import Coefficients, Csi
 from .bidirectional_plan import BidirectionalPlan
@@ -72,7 +72,7 @@ class ExchangeEstimate(NamedTuple):
     ue_phase: np.ndarray
 
 
-def estimate_exchange(plan: BidirectionalPlan, read: Coefficients, csi: Csi,
+def estimate_exchange(plan: BidirectionalPlan, read: Coefficients, csi: Csi, arrived: Arrivals,
                       estimator: Estimator = "joint_ml") -> ExchangeEstimate:
     """Calibration of both sides: the TRPs' from UL-CARS, the UEs' from DL-CARS, frequencies from both.
 
@@ -91,7 +91,7 @@ def estimate_exchange(plan: BidirectionalPlan, read: Coefficients, csi: Csi,
     """
     rate, spacing = plan.grid.samp_rate, plan.grid.subcarrier_spacing_hz
     combs = plan.down.response_subcarriers, plan.up.response_subcarriers
-    clocks = _clocks(plan, csi)
+    clocks = _clocks(arrived)
     apart_s = clocks[plan.num_trp_ports :] - clocks[: plan.num_trp_ports, None]
     centred = (_without_delay(read.trp, combs[0], spacing, 2.0 * apart_s),
                _without_delay(read.ue, combs[1], spacing, -2.0 * apart_s.T))
@@ -169,9 +169,8 @@ def _calibration(nodes: BidirectionalCalibration, reading: _Reading, turned: np.
         np.sqrt(0.5 * np.diagonal(covariance).real + turned), time)
 
 
-def _clocks(plan: BidirectionalPlan, csi: Csi) -> np.ndarray:
+def _clocks(found: Arrivals) -> np.ndarray:
     """Offsets tau in s of all ports' clocks from the one-way delays of the soundings; zeros if these do not tell."""
-    found = arrivals(plan, csi)
     known = np.isfinite(found.clocks_s)
     weights = np.where(known, 1.0 / np.maximum(found.up_std_s**2 + found.down_std_s**2, 1e-30), 0.0)
     try:

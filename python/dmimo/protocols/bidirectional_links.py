@@ -23,6 +23,8 @@ from .bidirectional_plan import (
 from .slots import Grant, Slot
 
 Results = Mapping[str, Mapping[str, object]]
+Carriers = Mapping[str, tuple[float, float]]
+"""Mean carrier in Hz that each node receives, and its deviation."""
 
 
 class Csi(NamedTuple):
@@ -95,8 +97,8 @@ class Links:
             midpoint_s(times[CSI_RS], times[UL_CARS]), midpoint_s(times[SRS], times[DL_CARS]).T,
             self._csi(grants, results, "h_again", SRS_PAIR, CSI_RS_PAIR))
 
-    def carriers_hz(self, results: Results) -> dict[str, tuple[float, float]]:
-        """Mean carrier that each node receives, from the prefixes, and its deviation; unambiguous to half a bin."""
+    def carriers_hz(self, results: Results) -> Carriers:
+        """What each node receives, from the prefixes; unambiguous to half a bin."""
         plan, found = self._plan, {}
         count = (plan.grid.cp_samples - plan.advance_samples) // 2 + plan.advance_samples
         for name in (*plan.trps, *plan.ues):

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..core import csi_tracking
 from ..core.carrier_model import MAX_INNOVATION_STD_RAD, wrap
+from ..core.cars import at_time
 from ..core.ofdm_exchange import OfdmExchange
 from .bidirectional_estimate import ExchangeEstimate, SideCalibration, frequency_variance
 from .bidirectional_links import Csi
@@ -74,11 +75,11 @@ class Extrapolation:
         out = []
         for side, spread in zip(self._last, self._frequency_std, strict=True):
             late_s = (sample - side.reference_time) / rate
-            turn = np.exp(4j * np.pi * side.frequency_hz * late_s)
             # The phase noise of two oscillators, and c turns by twice theirs.
             walk = np.where(spread > 0, 16 * np.pi * self._plan.linewidth_hz * abs(late_s), 0.0)
             std = np.sqrt(side.phase_std_rad**2 + (4 * np.pi * spread * late_s) ** 2 + walk)
-            out.append(replace(side, c=side.c * turn, phase_std_rad=std, reference_time=sample))
+            c = at_time(side.c, side.frequency_hz, 0.0, late_s)
+            out.append(replace(side, c=c, phase_std_rad=std, reference_time=sample))
         return Sides(*out)
 
 
