@@ -113,7 +113,7 @@ class BidirectionalCollector:
             reasons = (str(error),)
         if reasons:
             return self._failed(EXCHANGE, csi, reasons)
-        sides = self._tracking.calibrated(estimate, csi, read.again)
+        sides = self._tracking.calibrated(estimate, read.again)
         if sides.trp.reasons or sides.ue.reasons:
             return self._failed(EXCHANGE, csi, sides.trp.reasons + sides.ue.reasons)
         self._failures, self.estimate = 0, estimate

@@ -50,9 +50,9 @@ class Filtered(OneWay):
         self._first: Csi | None = None
         self._first_sample, self._stale = 0, True
 
-    def calibrated(self, estimate: ExchangeEstimate, csi: Csi, again: Csi) -> Sides:
+    def calibrated(self, estimate: ExchangeEstimate, again: Csi) -> Sides:
         """Take an exchange; coefficients at the time of its second soundings."""
-        super().calibrated(estimate, csi, again)
+        super().calibrated(estimate, again)
         sample = again.origin + round(float(again.g_time.mean()))
         grown = None
         if not self._stale:

@@ -47,8 +47,8 @@ class Extrapolation:
         self._frequency_std = Sides(np.zeros(0), np.zeros(0))
         self._apart_hz = np.zeros(0)
 
-    def calibrated(self, estimate: ExchangeEstimate, csi: Csi, again: Csi) -> Sides:
-        """Take an exchange, with its first and second soundings."""
+    def calibrated(self, estimate: ExchangeEstimate, again: Csi) -> Sides:
+        """Take an exchange, with its second soundings."""
         self._last, self._anchor = Sides(estimate.trp, estimate.ue), again
         self._frequency_std = Sides(*(np.sqrt(frequency_variance(self._plan, estimate.frequencies, side))
                                       for side in (0, 1)))
@@ -98,7 +98,7 @@ class OneWay(Extrapolation):
         elapsed = csi.origin - first.origin + round(float(csi.g_time.mean() - first.g_time.mean()))
         # What turned in this time after the second soundings turned as much in the same time after the coefficients.
         sample = self._last.trp.reference_time + elapsed
-        trp, ue = self._turns(self._changes(self._anchor, csi, elapsed))
+        trp, ue = self._turns(self._changes(first, csi, elapsed))
         self._tracked = Sides(
             self._turned(self._last.trp, trp.turn_trp_rad, trp.delay_trp_s, trp, slice(0, num_trp),
                          self._frequency_std.trp, sample),
