@@ -183,7 +183,7 @@ def test_a_late_burst_names_its_board_and_the_other_one_is_sent(usrp_array, tmp_
     ("fault", "named"),
     [
         ({"pps_skew": "1:1"}, r"board 1 \(V1\) reads \d+ s at a PPS edge where others read \d+ s"),
-        ({"pps_missing": 0}, "PPS"),
+        ({"pps_missing": 0}, r"board 0 \(V0\): sees no PPS edge"),
         ({"pps_missing": 1}, r"board 1 \(V1\) reads"),
         ({"unlocked": 1}, r"board 1 \(V1\): not locked to its reference"),
         ({"lo_unlocked": 1}, r"board 1 \(V1\), channel 2: its receive synthesizer is not locked"),
@@ -197,7 +197,7 @@ def test_a_board_that_is_not_in_step_is_named(usrp_array, tmp_path, fault, named
 def test_directions_at_different_frequencies_are_refused(usrp_array, tmp_path, monkeypatch):
     with Bench(usrp_array, tmp_path) as bench:
         sink, tune = bench.array.sinks[1], bench.array.sinks[1].set_center_freq
-        bench.array.sinks[1] = type("Detuned", (), {
+        bench.array.radio.sinks[1] = type("Detuned", (), {
             "__getattr__": lambda self, name: getattr(sink, name),
             "set_center_freq": lambda self, request, index: tune(FREQ + 10 * index, index),
         })()  # fmt: skip

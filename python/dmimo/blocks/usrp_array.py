@@ -1,30 +1,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """One multi-channel USRP, of one board or several, in place of the simulated network."""
 
-import math
-import time
-from collections.abc import Callable, Iterator
-
 from gnuradio import gr, uhd
 
-from ..radio_settings import RadioPort, RadioSettings, Tuned, board_channels, carrier_faults
-from ..radio_time import disagreeing_boards, next_common_second, rate_ratio
+from ..radio_settings import RadioSettings, board_channels
+from ..radio_time import rate_ratio
 from .radio_events import radio_events
-
-INTERNAL = "internal"
-LOCK_TIMEOUT_S = 2.0
-PPS_PERIOD_S = 1.1  # a little over the time between two edges
-TUNE_LEAD_S = 0.1
-START_LEAD_S = 0.2
-POLL_S = 0.005
+from .radio_start import INTERNAL, RadioError, RadioStart
 
 # usrp_sink's event thread ends the process if a message of it finds no block to take it, and may outlive the flowgraph:
 # what listens to it is never given up.
 _listeners: list[radio_events] = []
-
-
-class RadioError(RuntimeError):
-    """The radio is not in the state that coherent transmission needs; the message names the board or channel."""
 
 
 class usrp_array(gr.hier_block2):
@@ -77,6 +63,7 @@ class usrp_array(gr.hier_block2):
         self._set_subdevices(self.sinks[0], settings.tx_subdevices)
         if self._map_channels(self.sinks[0]) != self._channels:
             raise RadioError("the boards' transmit and receive subdevices must be equally many")
+        self.radio = RadioStart(settings, self.sources, self.sinks, self._channels)
         self._set_ports()
         self._connect()
 
@@ -106,7 +93,7 @@ class usrp_array(gr.hier_block2):
             if rate_ratio(radio.get_samp_rate()) != self._rate:
                 raise RadioError(f"samp_rate = {samp_rate:g}: the radio can do {radio.get_samp_rate():.6f}; "
                                  "its master clock rate must be a multiple")
-        for port, source, sink, index in self._members():
+        for port, source, sink, index in self.radio.members():
             for radio, antenna, gain_db in ((source, port.rx_antenna, port.rx_gain_db),
                                             (sink, port.tx_antenna, port.tx_gain_db)):
                 if antenna:
@@ -115,14 +102,8 @@ class usrp_array(gr.hier_block2):
         for source in self.sources:
             source.set_blkd_input_timer_value(1)  # [ms]; an idle source would sleep 250 ms, and first bursts be late
 
-    def _members(self) -> Iterator[tuple[RadioPort, uhd.usrp_source, uhd.usrp_sink, int]]:
-        """Each port with the source and the sink that it belongs to, and its place in their streams."""
-        for ports, source, sink in zip(self.settings.nodes.values(), self.sources, self.sinks, strict=True):
-            for index, port in enumerate(ports):
-                yield port, source, sink, index
-
     def _connect(self) -> None:
-        for port, (_, source, sink, index) in enumerate(self._members()):
+        for port, (_, source, sink, index) in enumerate(self.radio.members()):
             self.connect((self, port), (sink, index))
             self.connect((source, index), (self, port))
         for sink, listener in zip(self.sinks, self.listeners, strict=True):
@@ -148,106 +129,15 @@ class usrp_array(gr.hier_block2):
         RadioError
             A board or channel is not what it must be; its name is in the message.
         """
-        self._check_references()
-        self._set_time()
-        self._tune(settle_s)
-        return self._stream()
+        self.radio.check_references()
+        self.radio.set_time()
+        self.radio.tune(settle_s)
+        return self.radio.stream()
 
     def now(self) -> float:
         """Device time [s]; for lead times, not for samples."""
-        return self.sources[0].get_time_now(0).get_real_secs()
+        return self.radio.now()
 
     def gains(self) -> list[tuple[float, float]]:
         """Transmit and receive gain that each port really has [dB]: UHD rounds to its steps."""
-        return [(sink.get_gain(index), source.get_gain(index)) for _, source, sink, index in self._members()]
-
-    def _board_name(self, board: int) -> str:
-        """Number of a board and, where one of its channels is in use, through which UHD tells it, its serial number."""
-        serials = [source.get_usrp_info(index)["mboard_serial"] for port, source, _, index in self._members()
-                   if self._channels[port.channel][0] == board]
-        return f"board {board} ({serials[0]})" if serials else f"board {board}"
-
-    def _check_references(self) -> None:
-        source, clock_source = self.sources[0], self.settings.clock_source
-        for board in self._boards:
-            if clock_source == INTERNAL or "ref_locked" not in source.get_mboard_sensor_names(board):
-                continue
-            if not _soon(lambda board=board: source.get_mboard_sensor("ref_locked", board).to_bool()):
-                raise RadioError(f"{self._board_name(board)}: not locked to its reference, clock source {clock_source}")
-
-    def _set_time(self) -> None:
-        source = self.sources[0]
-        if self.settings.time_source == INTERNAL:  # one board only
-            source.set_time_now(uhd.time_spec(0.0), 0)
-            return
-        try:
-            source.set_time_unknown_pps(uhd.time_spec(0.0))
-        except RuntimeError as error:
-            raise RadioError(f"time source {self.settings.time_source}: {str(error).strip()}") from error
-        time.sleep(PPS_PERIOD_S)  # until every board has seen an edge with its new time
-        wrong = disagreeing_boards(self._edges(), self._rate)
-        if wrong:
-            raise RadioError("; ".join(f"{self._board_name(board)} {text}" for board, text in wrong.items()))
-
-    def _edges(self) -> list[tuple[int, float]]:
-        """What each board reads at one and the same PPS edge."""
-        seen: list[list] = []
-        if not _soon(lambda: seen.append(self._read_edges()) or seen[-1:] == seen[-2:-1]):
-            raise RadioError("the boards cannot be read between two PPS edges")
-        return seen[-1]
-
-    def _read_edges(self) -> list[tuple[int, float]]:
-        times = [self.sources[0].get_time_last_pps(board) for board in self._boards]
-        return [(moment.get_full_secs(), moment.get_frac_secs()) for moment in times]
-
-    def _tune(self, settle_s: float) -> None:
-        """Tune both directions of all ports at one device time, and check what came of it."""
-        when = self.now() + TUNE_LEAD_S
-        timed = [(radio, board) for radio in (self.sources[0], self.sinks[0]) for board in self._boards]
-        for radio, board in timed:
-            radio.set_command_time(uhd.time_spec(when), board)
-        tx, rx = [], []
-        for port, source, sink, index in self._members():
-            request = uhd.tune_request(port.center_freq, port.lo_offset_hz)
-            for radio, results in ((sink, tx), (source, rx)):
-                results.append((radio, index, radio.set_center_freq(request, index)))
-        for radio, board in timed:
-            radio.clear_command_time(board)
-        if not _soon(lambda: self.now() >= when + settle_s, TUNE_LEAD_S + settle_s + LOCK_TIMEOUT_S):
-            raise RadioError(f"the device time stands still at {self.now():.3f} s")
-        self._check_locks()
-        faults = carrier_faults(self.settings.ports, *([_tuned(*result) for result in results] for results in (tx, rx)))
-        if faults:
-            raise RadioError("frequencies differ: " + "; ".join(faults))
-
-    def _check_locks(self) -> None:
-        for port, source, sink, index in self._members():
-            for radio, name in ((source, "receive"), (sink, "transmit")):
-                if "lo_locked" in radio.get_sensor_names(index) and not _soon(
-                        lambda radio=radio, index=index: radio.get_sensor("lo_locked", index).to_bool()):
-                    board, _ = self._channels[port.channel]
-                    raise RadioError(f"{self._board_name(board)}, channel {port.channel}: its {name} synthesizer is "
-                                     "not locked")
-
-    def _stream(self) -> int:
-        second = next_common_second(math.ceil(self.now() + START_LEAD_S), self._rate)
-        command = uhd.stream_cmd(uhd.STREAM_MODE_START_CONTINUOUS)
-        command.stream_now, command.time_spec = False, uhd.time_spec(second, 0.0)
-        for source in self.sources:
-            source.issue_stream_cmd(command)
-        return second * self._rate.numerator // self._rate.denominator
-
-
-def _tuned(radio, index: int, result: uhd.tune_result_t) -> Tuned:
-    """What a channel of a source or sink has been tuned to, by the result of tuning and read back."""
-    return Tuned(result.actual_rf_freq, result.actual_dsp_freq, radio.get_center_freq(index))
-
-
-def _soon(condition: Callable[[], bool], timeout_s: float = LOCK_TIMEOUT_S) -> bool:
-    """Whether a condition comes true within a time."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(POLL_S)
-    return True
+        return [(sink.get_gain(index), source.get_gain(index)) for _, source, sink, index in self.radio.members()]

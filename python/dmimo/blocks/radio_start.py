@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The steps that bring a multi_usrp into coherent operation, one function each, in the order in which they are taken.
+
+All of them need the streamers: PPS time must be set after they exist, that is after the flowgraph has started.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from gnuradio import uhd
+
+from ..radio_settings import RadioPort, RadioSettings, Tuned, carrier_faults
+from ..radio_time import disagreeing_boards, next_common_second, rate_ratio
+
+INTERNAL = "internal"
+LOCK_TIMEOUT_S = 2.0
+PPS_PERIOD_S = 1.1  # a little over the time between two edges
+TUNE_LEAD_S = 0.1
+START_LEAD_S = 0.2
+POLL_S = 0.005
+
+
+class RadioError(RuntimeError):
+    """The radio is not in the state that coherent transmission needs; the message names the board or channel."""
+
+
+class RadioStopped(Exception):
+    """A step was given up because the radio is to stop."""
+
+
+class RadioStart:
+    """Steps of a coherent start, and what the boards say of themselves.
+
+    Parameters
+    ----------
+    settings : RadioSettings
+    sources, sinks : sequence of usrp_source, usrp_sink
+        One of each for a node, in the order of the settings.
+    channels : sequence of (board, channel of the board)
+        Of each channel of the radio.
+    stopping : threading.Event, optional
+        Set: every wait ends with `RadioStopped`.
+    """
+
+    def __init__(self, settings: RadioSettings, sources: Sequence, sinks: Sequence,
+                 channels: Sequence[tuple[int, int]], stopping: threading.Event | None = None):
+        self.settings, self.sources, self.sinks = settings, list(sources), list(sinks)
+        self.channels = list(channels)
+        self.boards = range(self.sources[0].get_num_mboards())
+        self.rate = rate_ratio(settings.samp_rate)
+        self._stopping = stopping or threading.Event()
+        self._serials: dict[int, str] = {}
+        for port, source, _, index in self.members():  # a board that has vanished can no longer be asked for it
+            self._serials.setdefault(self.channels[port.channel][0], source.get_usrp_info(index)["mboard_serial"])
+
+    def members(self) -> Iterator[tuple[RadioPort, uhd.usrp_source, uhd.usrp_sink, int]]:
+        """Each port with the source and the sink that it belongs to, and its place in their streams."""
+        for ports, source, sink in zip(self.settings.nodes.values(), self.sources, self.sinks, strict=True):
+            for index, port in enumerate(ports):
+                yield port, source, sink, index
+
+    def board_name(self, board: int) -> str:
+        """Number of a board and, where one of its channels is in use, through which UHD tells it, its serial number."""
+        return f"board {board} ({self._serials[board]})" if board in self._serials else f"board {board}"
+
+    def now(self, board: int = 0) -> float:
+        """Device time [s]; for lead times, not for samples."""
+        return self.sources[0].get_time_now(board).get_real_secs()
+
+    def now_samples(self) -> int:
+        """Device time in samples, rounded down."""
+        moment = self.sources[0].get_time_now(0)
+        return math.floor((moment.get_full_secs() + moment.get_frac_secs()) * self.rate)
+
+    def soon(self, condition: Callable[[], bool], timeout_s: float = LOCK_TIMEOUT_S) -> bool:
+        """Whether a condition comes true within a time; RadioStopped if the radio is to stop meanwhile."""
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            if time.monotonic() > deadline:
+                return False
+            self.pause(POLL_S)
+        return True
+
+    def pause(self, seconds: float) -> None:
+        """Wait; RadioStopped if the radio is to stop meanwhile."""
+        if self._stopping.wait(seconds):
+            raise RadioStopped
+
+    def unlocked_references(self) -> list[int]:
+        """Boards that are not locked to an external reference."""
+        source = self.sources[0]
+        if self.settings.clock_source == INTERNAL:
+            return []
+        return [board for board in self.boards if "ref_locked" in source.get_mboard_sensor_names(board)
+                and not source.get_mboard_sensor("ref_locked", board).to_bool()]
+
+    def check_references(self, timeout_s: float = LOCK_TIMEOUT_S) -> None:
+        """Wait until every board is locked to its reference; RadioError otherwise."""
+        if not self.soon(lambda: not self.unlocked_references(), timeout_s):
+            raise RadioError("; ".join(f"{self.board_name(board)}: not locked to its reference, clock source "
+                                       f"{self.settings.clock_source}" for board in self.unlocked_references()))
+
+    def set_time(self, seconds: int = 0) -> None:
+        """Set the time of all boards to whole seconds at the next PPS edge and verify it; without a PPS, set it now."""
+        source = self.sources[0]
+        if self.settings.time_source == INTERNAL:  # one board only
+            source.set_time_now(uhd.time_spec(seconds, 0.0), 0)
+            return
+        self._wait_for_edge()
+        source.set_time_next_pps(uhd.time_spec(seconds, 0.0))
+        self._check_new_time(seconds)
+
+    def shift_time(self, seconds: int) -> None:
+        """Shift the time of all boards by whole seconds at the next PPS edge, and verify it."""
+        if seconds == 0:
+            return
+        if self.settings.time_source == INTERNAL:
+            raise RadioError("time source internal: without a common PPS it cannot be aligned to other radios")
+        self._wait_for_edge()
+        ((second, _), *_) = self.edges()
+        self.sources[0].set_time_next_pps(uhd.time_spec(second + 1 + seconds, 0.0))
+        self._check_new_time(second + 1 + seconds)
+
+    def _wait_for_edge(self) -> None:
+        """Return right after a PPS edge, so that all boards are told well before the next."""
+        last = self._read_edge(0)
+        if not self.soon(lambda: self._read_edge(0) != last, PPS_PERIOD_S):
+            raise RadioError(f"{self.board_name(0)}: sees no PPS edge, time source {self.settings.time_source}")
+
+    def _check_new_time(self, seconds: int) -> None:
+        self.pause(PPS_PERIOD_S)  # until every board has seen an edge with its new time
+        self.check_edges()
+        ((second, fraction), *_) = self.edges()
+        if not 0 <= second + round(fraction) - seconds <= 1:
+            raise RadioError(f"time source {self.settings.time_source}: the boards read {second + fraction:.3f} s at a "
+                             f"PPS edge, about one second after it was to be {seconds} s")
+
+    def check_edges(self) -> None:
+        """Whether all boards read the same whole second at a PPS edge; RadioError otherwise."""
+        wrong = disagreeing_boards(self.edges(), self.rate)
+        if wrong:
+            raise RadioError("; ".join(f"{self.board_name(board)} {text}" for board, text in wrong.items()))
+
+    def edges(self) -> list[tuple[int, float]]:
+        """What each board reads at one and the same PPS edge."""
+        seen: list[list] = []
+        if not self.soon(lambda: seen.append([*map(self._read_edge, self.boards)]) or seen[-1:] == seen[-2:-1]):
+            raise RadioError("the boards cannot be read between two PPS edges")
+        return seen[-1]
+
+    def _read_edge(self, board: int) -> tuple[int, float]:
+        moment = self.sources[0].get_time_last_pps(board)  # UHD's times cannot be compared in Python
+        return moment.get_full_secs(), moment.get_frac_secs()
+
+    def tune(self, settle_s: float = 0.1) -> None:
+        """Tune both directions of all ports at one device time, and check what came of it."""
+        when = self.now() + TUNE_LEAD_S
+        timed = [(radio, board) for radio in (self.sources[0], self.sinks[0]) for board in self.boards]
+        for radio, board in timed:
+            radio.set_command_time(uhd.time_spec(when), board)
+        tx, rx = [], []
+        for port, source, sink, index in self.members():
+            request = uhd.tune_request(port.center_freq, port.lo_offset_hz)
+            for radio, results in ((sink, tx), (source, rx)):
+                results.append((radio, index, radio.set_center_freq(request, index)))
+        for radio, board in timed:
+            radio.clear_command_time(board)
+        if not self.soon(lambda: self.now() >= when + settle_s, TUNE_LEAD_S + settle_s + LOCK_TIMEOUT_S):
+            raise RadioError(f"{self.board_name(0)}: the device time stands still at {self.now():.3f} s")
+        self.check_locks()
+        tuned = ([_tuned(*result) for result in results] for results in (tx, rx))
+        faults = carrier_faults(self.settings.ports, *tuned)
+        if faults:
+            raise RadioError("frequencies differ: " + "; ".join(faults))
+
+    def unlocked_synthesizers(self) -> list[str]:
+        """Names of the synthesizers that are not locked, by board and channel."""
+        found = []
+        for port, source, sink, index in self.members():
+            for radio, name in ((source, "receive"), (sink, "transmit")):
+                if "lo_locked" in radio.get_sensor_names(index) and not radio.get_sensor("lo_locked", index).to_bool():
+                    board, _ = self.channels[port.channel]
+                    found.append(f"{self.board_name(board)}, channel {port.channel}: its {name} synthesizer is not "
+                                 "locked")
+        return found
+
+    def check_locks(self) -> None:
+        """Wait until every synthesizer is locked; RadioError otherwise."""
+        if not self.soon(lambda: not self.unlocked_synthesizers()):
+            raise RadioError("; ".join(self.unlocked_synthesizers()))
+
+    def stream(self) -> int:
+        """Let all receive streams begin on one whole second; returns the sample that it is."""
+        second = next_common_second(math.ceil(self.now() + START_LEAD_S), self.rate)
+        command = uhd.stream_cmd(uhd.STREAM_MODE_START_CONTINUOUS)
+        command.stream_now, command.time_spec = False, uhd.time_spec(second, 0.0)
+        for source in self.sources:
+            source.issue_stream_cmd(command)
+        return second * self.rate.numerator // self.rate.denominator
+
+
+def _tuned(radio, index: int, result: uhd.tune_result_t) -> Tuned:
+    """What a channel of a source or sink has been tuned to, by the result of tuning and read back."""
+    return Tuned(result.actual_rf_freq, result.actual_dsp_freq, radio.get_center_freq(index))
