@@ -61,7 +61,7 @@ def preamble(length: int = 1024, *, occupied: float = 0.75) -> np.ndarray:
     Parameters
     ----------
     length : int
-        At least 64.
+        At least 24.
     occupied : float
         Within (0, 1].
 
@@ -70,8 +70,8 @@ def preamble(length: int = 1024, *, occupied: float = 0.75) -> np.ndarray:
     ndarray (length,), complex128
         The same on every machine, up to rounding.
     """
-    if length < 64:
-        raise ValueError(f"length={length} must be at least 64")
+    if length < 24:
+        raise ValueError(f"length={length} must be at least 24")
     if not 0.0 < occupied <= 1.0:
         raise ValueError(f"occupied={occupied} must be within (0, 1]")
     bits = int(np.ceil(np.log2(2 * length + 1)))
