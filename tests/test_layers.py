@@ -14,7 +14,7 @@ MODULES = sorted(path.relative_to(SOURCES) for path in SOURCES.rglob("*.py"))
 
 # Layer -> (what of this package it may import, which other packages). A layer is a sub-package or a top-level module;
 # "" is the package's own __init__, which everything may ask for the version.
-TESTBED = {"testbed", "testbed_yaml", "testbed_checks"}
+TESTBED = {"radio_checks", "testbed", "testbed_checks", "testbed_sections", "testbed_yaml"}
 FILES = {"csi_records", "records", *TESTBED}
 RADIO = {"radio_settings", "radio_time"}
 RECORDINGS = {"recording", "recording_format"}
@@ -26,7 +26,10 @@ LAYERS = {
     "protocols": ({"protocols", "core"}, {"numpy"}),
     "radio_settings": (set(), set()),
     "radio_time": (set(), set()),
+    "radio_checks": (TESTBED, set()),
+    "radio_plan": ({"radio_settings"} | TESTBED, set()),
     "testbed": (TESTBED, {"yaml", "jsonschema"}),
+    "testbed_sections": (set(), set()),
     "testbed_yaml": (set(), {"yaml"}),
     "testbed_checks": (TESTBED, {"jsonschema"}),
     "records": (TESTBED, {"numpy", "h5py"}),
@@ -40,8 +43,8 @@ LAYERS = {
     "plotting_synchronization": ({"plotting_style"}, {"numpy", "matplotlib"}),
     "experiments": ({"experiments", "core", "simulation", "protocols", "plotting", "records"},
                     {"numpy", "scipy", "dask", "distributed"}),
-    "assembly": ({"core", "simulation", "protocols", "bidirectional_assembly", "synchronization_assembly"} | FILES,
-                 {"numpy"}),
+    "assembly": ({"core", "simulation", "protocols", "bidirectional_assembly", "radio_plan", "radio_settings",
+                  "synchronization_assembly"} | FILES, {"numpy"}),
     "bidirectional_assembly": ({"core", "protocols", "testbed"}, {"numpy"}),
     "synchronization_assembly": ({"core", "protocols", "testbed"}, {"numpy"}),
     "recording_format": ({"records"}, {"numpy"}),

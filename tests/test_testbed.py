@@ -161,6 +161,7 @@ def test_defaults_of_the_schema_are_those_of_the_dataclasses():
     sections = {name: SCHEMA["$defs"][name] for name in ("panel", "hardware", "oscillator", "clock", "fault", "slots")}
     sections |= {name: SCHEMA["$defs"][name] for name in ("propagation", "noise", "beam_sweep", "verification", "node")}
     sections |= {name: SCHEMA["$defs"][name] for name in ("multiuser", "bidirectional")}
+    sections |= {name: SCHEMA["$defs"][name] for name in ("node_radio", "radio", "usrp", "hosts")}
     sections |= {name: sections["hardware"]["properties"][name] for name in ("adc", "amplifier")}
     sections |= {"testbed": SCHEMA, "calibration_settings": SCHEMA["$defs"]["calibration"]}
     for name, section in sections.items():
@@ -211,7 +212,7 @@ REPLACEMENTS = [
     ("seed: 7", "seed: [", 5, "not valid YAML: expected ',' or ']'"),
     ("seed: 7", "seed: \x07", 3, "not valid YAML: character"),
     ("seed: 7", "seed: 7\n---\na: 1", 4, "not valid YAML: but found another document"),
-    ("frontend: simulated", "frontend: usrp", 4, 'frontend: value "usrp": not available in this version; allowed: s'),
+    ("frontend: simulated", "frontend: usrp", 4, "frontend: value usrp: needs a section usrp with the radios"),
     ("frontend: simulated", "frontend: replay", 1, "recording: required with frontend: replay"),
     ("frontend: simulated", "recording: run7", 4, 'recording: value "run7": only with frontend: replay'),
     ("frontend: simulated", "frontend: simulate", 4, 'frontend: value "simulate": did you mean simulated? allowed:'),

@@ -13,13 +13,14 @@ from typing import Literal
 
 import numpy as np
 
-from . import __version__, testbed
+from . import __version__, radio_plan, testbed
 from .bidirectional_assembly import Bidirectional
 from .core import metrics, waveforms
 from .core.sweep_calibration import SweepCalibration
 from .protocols import beam_sweep, multiuser, verification
 from .protocols.bidirectional_estimate import SideCalibration
 from .protocols.slots import Collector, Role, Schedule, build_schedule
+from .radio_settings import RadioSettings
 from .records import CalibrationRecord
 from .simulation.faults import Fault
 from .simulation.hardware import Panel, draw_gains
@@ -91,8 +92,25 @@ class Assembly:
 
     @cached_property
     def latency_samples(self) -> int:
-        """How much later than at the antenna received samples are labelled."""
-        return self.network().latency_samples
+        """How much later than at the antenna received samples are labelled; radios label them by the antenna's time."""
+        return 0 if self.uses_radios else self.network().latency_samples
+
+    @property
+    def uses_radios(self) -> bool:
+        """Whether the nodes are USRPs, of which no truth is known."""
+        return self.testbed.frontend == "usrp"
+
+    def radios(self) -> dict[str, RadioSettings]:
+        """Settings of every radio that a node belongs to, by name.
+
+        Raises
+        ------
+        ValueError
+            If the testbed has no section `usrp`.
+        """
+        if self.testbed.usrp is None:
+            raise ValueError(f"testbed {self.testbed.name!r} has no section usrp: see Radios in the user guide")
+        return radio_plan.settings(self.testbed)
 
     @cached_property
     def layouts(self) -> dict[str, waveforms.SlotLayout]:
@@ -267,7 +285,7 @@ class Assembly:
         bed, hardware, oscillator, clock = self.testbed, node.hardware, node.oscillator, node.clock
         rng = np.random.default_rng([bed.seed, *node.name.encode()])
         gains = [draw_gains(rng, node.num_ports, phase=hardware.phase, std_db=hardware.gain_std_db)
-                 * 10 ** (gain_db / 20) for gain_db in (node.tx_gain_db, node.rx_gain_db)]
+                 * 10 ** (np.array(gains_db) / 20) for gains_db in node.gains_db("simulated")]
         phases = rng.uniform(-np.pi, np.pi, 2) * (oscillator.phase == "random")
         noise_var = 0.0 if bed.noise.snr_db is None else noise_variance(bed.noise.snr_db, hardware.noise_figure_db)
         return SimulatedNode(
@@ -302,10 +320,10 @@ class Assembly:
         bed = self.testbed
         nodes = [self._nodes[name] for name in names or self._aps]
         ports = self.ports_of(names)
-        gains = np.array([(node.tx_gain_db, node.rx_gain_db) for node in nodes for _ in range(node.num_ports)])
+        tx_gain_db, rx_gain_db = np.hstack([node.gains_db(bed.frontend) for node in nodes])
         return CalibrationRecord(
             c=estimate.c, covariance=estimate.covariance, frequency_hz=estimate.frequency_hz,
-            delay_s=estimate.delay_s, tx_gain_db=gains[:, 0], rx_gain_db=gains[:, 1], port_names=ports,
+            delay_s=estimate.delay_s, tx_gain_db=tx_gain_db, rx_gain_db=rx_gain_db, port_names=ports,
             reference=ports[estimate.reference], reference_time=int(estimate.reference_time), epoch=epoch,
             samp_rate=bed.samp_rate, center_freq=bed.center_freq,
             method=bed.calibration.method if self.bidirectional is None else bed.bidirectional.estimator,

@@ -56,6 +56,8 @@ class RadioSettings:
         UHD's names, the same for all boards. Several boards need a common PPS: not ``internal``.
     tx_subdevices, rx_subdevices : sequence of str
         UHD's subdevice specification of each board; empty: the device's own choice.
+    settle_s : float
+        Between a tune and the check of the locks [s].
     """
 
     device_args: str
@@ -65,6 +67,7 @@ class RadioSettings:
     time_source: str = "external"
     tx_subdevices: Sequence[str] = ()
     rx_subdevices: Sequence[str] = ()
+    settle_s: float = 0.1
 
     def __post_init__(self):
         if not self.nodes or not all(self.nodes.values()):

@@ -116,9 +116,10 @@ class Synchronization(AccessPoints):
         settings, rate = self._settings, self._bed.samp_rate
         pacing = Pacing(round(settings.min_interval_s * rate), round(settings.max_interval_s * rate), watches,
                         np.radians(settings.budget_deg), SETTLING, round(SETTLING_S * rate))
-        amplitudes = [10 ** ((ap.tx_gain_db - ap.rx_gain_db) / 20) for ap in self._bed.aps for _ in range(ap.num_ports)]
+        gains_db = np.hstack([ap.gains_db(self._bed.frontend) for ap in self._bed.aps])
+        amplitudes = 10 ** ((gains_db[0] - gains_db[1]) / 20)
         members: dict[str, Collector] = {
-            "beamsync": BeamSyncCollector(self.plan, self.num_ports, pacing, np.array(amplitudes))}
+            "beamsync": BeamSyncCollector(self.plan, self.num_ports, pacing, amplitudes)}
         if self.calibrates:
             members["internal"] = internal_calibration.InternalCollector(
                 self.num_ports, settings.internal_calibration)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import jsonschema
 
+from . import radio_checks
 from .testbed_yaml import Document, KeyPath, TestbedError, show
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ _LIMITS = {
     "maxItems": "must have at most {} entries",
     "maxLength": "must have at most {} characters",
 }
+NAME = "must be a name: a letter, then letters, digits and underscores"
+FREE_KEYS = {"pair_gain_db": 'must name two nodes, as in "ap1-ap2"', "remote": NAME}
 
 
 @functools.cache
@@ -89,9 +92,10 @@ def _schema_error(document: Document, error: jsonschema.ValidationError) -> tupl
 
 def _unknown_key(document: Document, path: KeyPath, error: jsonschema.ValidationError) -> tuple[KeyPath, str]:
     known = error.schema.get("properties")
-    if known is None:  # pair_gain_db, the only mapping with free keys
-        bad = next(key for key in error.instance if not _is_pair(key))
-        return (*path, bad), 'must name two nodes, as in "ap1-ap2"'
+    if known is None:  # a mapping with free keys
+        (pattern,) = error.schema["patternProperties"]
+        bad = next(key for key in error.instance if re.search(pattern, key) is None)
+        return (*path, bad), FREE_KEYS[path[-1]]
     unknown = [key for key in error.instance if key not in known]
     key = min(unknown, key=lambda key: document.line((*path, key)))
     missing = [name for name in error.schema.get("required", ()) if name not in error.instance]
@@ -100,16 +104,9 @@ def _unknown_key(document: Document, path: KeyPath, error: jsonschema.Validation
     return (*path, key), f"unknown key; {hint}allowed: {', '.join(known)}"
 
 
-def _is_pair(key: str) -> bool:
-    (pattern,) = _validator().schema["$defs"]["propagation"]["properties"]["pair_gain_db"]["patternProperties"]
-    return re.search(pattern, key) is not None
-
-
 def _requirement(path: KeyPath, error: jsonschema.ValidationError) -> str:
     """Return what the schema asks for, in words."""
     kind, limit = error.validator, error.validator_value
-    if path == ("frontend",) and error.instance == "usrp":
-        return "not available in this version; allowed: simulated, replay"
     if kind == "enum":
         close = difflib.get_close_matches(str(error.instance), [str(choice) for choice in limit], n=1)
         hint = f"did you mean {close[0]}? " if close else ""
@@ -122,7 +119,7 @@ def _requirement(path: KeyPath, error: jsonschema.ValidationError) -> str:
     if kind == "uniqueItems":
         return "entries must be unique"
     if kind == "pattern":
-        return "must be a name: a letter, then letters, digits and underscores"
+        return NAME
     return error.message
 
 
@@ -143,6 +140,7 @@ def check_names(document: Document, nodes: Sequence[Mapping[str, Any]]) -> None:
 def check(document: Document, testbed: Testbed) -> None:
     """Raise TestbedError for values that contradict each other."""
     _check_frontend(document, testbed)
+    radio_checks.check(document, testbed)
     _check_panels(document, testbed)
     _check_pairs(document, testbed)
     _check_faults(document, testbed)
@@ -283,7 +281,8 @@ def _check_beamsync(document: Document, testbed: Testbed) -> None:
         raise document.error(("slots", "receive_delay_samples"), f"value {slots.receive_delay_samples}: must be 0 with "
                              "beamsync, whose bursts are expected within a prefix")
     many = any(ap.num_ports > 1 for ap in testbed.aps)
-    if settings.internal_calibration != "none" and many and testbed.propagation.coupling_db is None:
+    unheard = testbed.frontend == "simulated" and testbed.propagation.coupling_db is None
+    if settings.internal_calibration != "none" and many and unheard:
         raise document.error(("beamsync", "internal_calibration"), f"value {settings.internal_calibration}: the ports "
                              "of a node must hear each other: propagation.coupling_db must be set; allowed: none")
     if settings.min_interval_s > settings.max_interval_s:

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From a testbed file to what its radios are set to: which channels and settings each node's ports get."""
+
+from collections.abc import Iterator, Mapping
+
+from .radio_settings import RadioPort, RadioSettings
+from .testbed import Node, Radio, Testbed
+from .testbed_sections import per_port
+
+
+def radio_of(bed: Testbed, node: Node) -> str:
+    """Name of the radio that a node's ports belong to."""
+    return bed.usrp.radios[0].name if node.radio.name is None else node.radio.name
+
+
+def nodes_of(bed: Testbed, radio: str) -> list[Node]:
+    """Nodes of a radio, in the order of the file."""
+    return [node for node in bed.nodes if radio_of(bed, node) == radio]
+
+
+def channels(bed: Testbed, radio: str) -> dict[str, tuple[int, ...]]:
+    """Channels of a radio's nodes: those that the file names, and the next free ones where it names none."""
+    nodes = nodes_of(bed, radio)
+    taken = {channel for node in nodes for channel in node.radio.channels}
+    free = _others(taken)
+    return {node.name: node.radio.channels or tuple(next(free) for _ in range(node.num_ports)) for node in nodes}
+
+
+def _others(taken: set[int]) -> Iterator[int]:
+    """Channels that are not taken, in ascending order."""
+    channel = 0
+    while True:
+        if channel not in taken:
+            yield channel
+        channel += 1
+
+
+def settings(bed: Testbed) -> dict[str, RadioSettings]:
+    """Settings of every radio that a node belongs to, by name, in the order of the file."""
+    return {radio.name: _settings(bed, radio) for radio in bed.usrp.radios if nodes_of(bed, radio.name)}
+
+
+def _settings(bed: Testbed, radio: Radio) -> RadioSettings:
+    own = channels(bed, radio.name)
+    return RadioSettings(
+        device_args=radio.args, samp_rate=bed.samp_rate,
+        nodes={node.name: _ports(bed, node, own[node.name]) for node in nodes_of(bed, radio.name)},
+        clock_source=radio.clock_source, time_source=radio.time_source, tx_subdevices=radio.tx_subdevs,
+        rx_subdevices=radio.rx_subdevs, settle_s=bed.usrp.settle_s)
+
+
+def _ports(bed: Testbed, node: Node, own: tuple[int, ...]) -> list[RadioPort]:
+    radio, num = node.radio, node.num_ports
+    tx_gains_db, rx_gains_db = node.gains_db(bed.frontend)
+    columns: Mapping[str, tuple] = {
+        "channel": own, "center_freq": per_port(radio.center_freqs, num, bed.center_freq),
+        "lo_offset_hz": (radio.lo_offset_hz,) * num, "tx_gain_db": tx_gains_db, "rx_gain_db": rx_gains_db,
+        "tx_antenna": per_port(radio.tx_antennas, num, ""), "rx_antenna": per_port(radio.rx_antennas, num, "")}
+    return [RadioPort(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
