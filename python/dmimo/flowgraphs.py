@@ -20,6 +20,7 @@ from .blocks.verifier import verifier
 from .protocols.slots import Collector
 from .recording import Recorder
 from .reports import Outcome
+from .testbed import Node
 
 POLL_S = 0.1
 
@@ -50,12 +51,16 @@ class testbed_flowgraph(gr.top_block):
         self.air = simulated_network(self.network)
         self.collectors = {name: self._collector(name, member, calibration_file)
                            for name, member in assembly.collectors().items()}
-        self.nodes = [node(n.name, n.num_ports, schedule, assembly.roles(n.name), bed.samp_rate,
-                           recorder=None if recorder is None else recorder.nodes[n.name], **assembly.faults(n.name))
-                      for n in bed.nodes]
+        self.nodes = [self._node(config, recorder) for config in bed.nodes]
         self._connect_streams()
         self._connect_messages()
         self._pin()
+
+    def _node(self, config: Node, recorder: Recorder | None) -> node:
+        assembly = self.assembly
+        return node(config.name, config.num_ports, assembly.schedule, assembly.roles(config.name),
+                    assembly.testbed.samp_rate, recorder=None if recorder is None else recorder.nodes[config.name],
+                    **assembly.faults(config.name))
 
     def _collector(self, name: str, member: Collector, calibration_file: str) -> collector:
         match name:
