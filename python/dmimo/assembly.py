@@ -331,13 +331,16 @@ class Assembly:
             configuration=testbed.to_dict(bed), fingerprint=testbed.fingerprint(bed), version=__version__,
         )
 
-    def truth(self, network: Network, estimate: SweepCalibration | SideCalibration,
+    def truth(self, network: Network | None, estimate: SweepCalibration | SideCalibration,
               corrections: Mapping[str, complex] | None = None, names: Sequence[str] = ()) -> dict[str, object]:
-        """True c at the estimate's reference time in the estimate's gauge, and how far the estimate is from it.
+        """True c at the estimate's reference time in the estimate's gauge, and how far the estimate is from it, as a
+        report has them; empty where there is no simulated network.
 
         `corrections` are the factors that a synchronisation has put on the c of some APs by then; `names` as in
         `record`.
         """
+        if network is None:
+            return {}
         names = names or self._aps
         c = network.of_nodes(network.true_calibration(int(estimate.reference_time)), names)
         if corrections:
@@ -346,9 +349,9 @@ class Assembly:
         c = c / c[estimate.reference]
         known = np.isfinite(estimate.c)
         if known.sum() < 2:
-            return {"c": c, "alignment_error": None, "phase_error_deg": None}
+            return {"c_true": c, "alignment_error": None, "phase_error_deg": None}
         return {
-            "c": c,
+            "c_true": c,
             "alignment_error": float(metrics.alignment_error(estimate.c[known], c[known])),
             "phase_error_deg": float(np.degrees(metrics.phase_error(estimate.c[known], c[known]))),
         }

@@ -21,7 +21,7 @@ def bidirectional(report: Mapping) -> Figure:
         As written to report.json: `patterns`, `ports`, `testbed`, `seed`, and `cooperation`, also within `uplink`,
         where it was measured.
     """
-    known = [entry for entry in report["patterns"] if "trp_phase_error_deg" in entry]
+    known = [entry for entry in report["patterns"] if "trp_phase_deg" in entry]
     time_ms = [1e3 * entry["time_s"] for entry in known]
     parts = [_errors(known, time_ms), _delays(report["ports"], known, time_ms)]
     for title, source in (("Joint downlink", report), ("Joint uplink", report.get("uplink", {}))):
@@ -42,7 +42,8 @@ def _errors(known: Sequence[Mapping], time_ms: Sequence[float]) -> dict[str, obj
     return {
         "title": "Phase error of the coefficients, common phase removed", "x_label": "time [ms]",
         "y_label": "phase error, rms over ports [deg]", "x": time_ms,
-        "curves": [_curve(name, [entry[f"{side}_phase_error_deg"] for entry in known]) for side, name in _SIDES],
+        "curves": [_curve(name, [entry[f"{side}_phase_error_deg"] for entry in known]) for side, name in _SIDES
+                   if f"{side}_phase_error_deg" in known[0]],
         "dashed": [{"label": f"{name}, predicted against the reference", "values": values, "colour": index}
                    for index, ((_, name), values) in enumerate(zip(_SIDES, predicted, strict=True))],
     }  # fmt: skip

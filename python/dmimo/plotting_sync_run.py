@@ -10,6 +10,7 @@ from .plotting_style import COLOURS, MARKERS, new_figure, set_title
 
 SMALLEST_SPAN_DB = 1.0
 
+
 def synchronization(report: Mapping) -> Figure:
     """Phase error and coherent gain over the time of a run that synchronised again and again.
 
@@ -38,23 +39,29 @@ def _phases(axes, report: Mapping) -> None:
     for index, name in enumerate(report["followers"]):
         colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
         reports = [entry["followers"][name] for entry in rounds]
-        left = np.abs([report["true_error_deg"] for report in reports])
+        left = np.array([_left(report) for report in reports])
         applied = np.array([report["trusted"] for report in reports])
         axes.plot(times[applied], left[applied], color=colour, marker=marker, markersize=4, linestyle="none",
                   label=f"{name}, just synchronised")
         if not applied.all():
             axes.plot(times[~applied], left[~applied], color=colour, marker="x", markersize=5, linestyle="none",
                       label=f"{name}, measured, not applied")
-    if report.get("watches"):
+    if any("phase_error_deg" in point for point in report.get("watches") or ()):
         axes.plot([point["time_s"] for point in report["watches"]],
                   [point["phase_error_deg"] for point in report["watches"]],
                   color="#707070", linewidth=1.0, label="rms over followers, true")
     budget = report["testbed"]["beamsync"]["budget_deg"]
     axes.axhline(budget, color="#000000", linestyle="--", linewidth=1.2, label="budget")
     axes.set_ylim(bottom=0)
-    axes.set_ylabel("phase error, absolute [deg]")
+    known = any("true_error_deg" in found for entry in rounds for found in entry["followers"].values())
+    axes.set_ylabel("phase error, absolute [deg]" if known else "phase error, predicted deviation [deg]")
     count = report["synchronisations"]
     set_title(axes, "Phase error of the followers", f"{count} synchronisation{'s' if count != 1 else ''}")
+
+
+def _left(report: Mapping) -> float:
+    """Phase error in degrees that a correction leaves: the true one, or its predicted deviation with radios."""
+    return abs(report.get("true_error_deg", np.degrees(report.get("phase_std_rad", np.nan))))
 
 
 def _gains(axes, report: Mapping, watches) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""From a run to its report: what was found, how far from the truth of the simulation, and the whole configuration."""
+"""From a run to its report: what was found, how far from the truth of a simulation, and the whole configuration."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ from .simulation.network import Network
 
 @dataclass(frozen=True)
 class Run:
-    """A run that has ended: what it was made of, and how it went."""
+    """A run that has ended: what it was made of, and how it went. Of radios no truth is known: `network` is None."""
 
     assembly: Assembly
-    network: Network
+    network: Network | None
     collectors: Mapping[str, Collector]
     error: str | None
     releases: int
@@ -64,7 +64,7 @@ def report(run: Run) -> dict[str, object]:
         "slots": run.releases,
         "duration_s": run.end_sample / bed.samp_rate,
         "pilot_samples": bed.slots.pilot_samples,
-        "snr_db_per_sample": bed.noise.snr_db,
+        **({} if run.network is None else {"snr_db_per_sample": bed.noise.snr_db}),
     }
     if "beamsync" in run.collectors:
         content |= _synchronization(run)
@@ -85,7 +85,6 @@ def _calibration(run: Run, estimate: SweepCalibration | SideCalibration) -> dict
         if entry["phase"] == PHASE:
             corrections = {name: np.exp(1j * _turn(run, measured, int(estimate.reference_time)))
                            for name, measured in entry["followers"].items()}
-    truth = run.assembly.truth(run.network, estimate, corrections)
     return {
         "ports": run.assembly.port_names,
         "trusted": bool(estimate.trusted),
@@ -94,11 +93,9 @@ def _calibration(run: Run, estimate: SweepCalibration | SideCalibration) -> dict
         "frequency_hz": estimate.frequency_hz,
         "delay_s": estimate.delay_s,
         "c": estimate.c,
-        "c_true": truth["c"],
         "predicted_phase_std_deg": np.degrees(estimate.phase_std_rad),
         **{key: getattr(estimate, key) for key in ("pair_snr_db", "phase_noise_hz") if hasattr(estimate, key)},
-        "alignment_error": truth["alignment_error"],
-        "phase_error_deg": truth["phase_error_deg"],
+        **run.assembly.truth(run.network, estimate, corrections),
     }
 
 
@@ -110,7 +107,7 @@ def _synchronization(run: Run) -> dict[str, object]:
         followers = {}
         for name, measured in entry["followers"].items():
             followers[name] = {key: value for key, value in measured.items() if not key.startswith("turn_")}
-        if entry["phase"] == PHASE:
+        if entry["phase"] == PHASE and run.network is not None:
             for name, error in true_phase_errors(run, entry["sample"], entry["followers"]).items():
                 followers[name]["true_error_deg"] = float(np.degrees(error))
         entries.append({"phase": entry["phase"], "time_s": entry["sample"] / rate, "followers": followers})
@@ -184,11 +181,12 @@ def _gains(run: Run, watches: Sequence[Mapping[str, object]]) -> dict[str, objec
     samples = np.array([entry["sample"] for entry in done])
     points = []
     for watch in watches:
-        corrections = done[int(np.searchsorted(samples, watch["sample"])) - 1]["followers"]
-        errors = list(true_phase_errors(run, watch["sample"], corrections).values())
-        gains = {key: watch[f"{key}_db"] for key in ("coherent_gain", "ideal_gain")}
-        points.append({"time_s": watch["sample"] / rate, **{f"{key}_db": gain for key, gain in gains.items()},
-                       "phase_error_deg": float(np.degrees(np.sqrt(np.mean(np.square(errors)))))})
+        point = {"time_s": watch["sample"] / rate, **{key: watch[key] for key in ("coherent_gain_db", "ideal_gain_db")}}
+        if run.network is not None:
+            corrections = done[int(np.searchsorted(samples, watch["sample"])) - 1]["followers"]
+            errors = list(true_phase_errors(run, watch["sample"], corrections).values())
+            point["phase_error_deg"] = float(np.degrees(np.sqrt(np.mean(np.square(errors)))))
+        points.append(point)
     times = np.array([point["time_s"] for point in points])
     # Each watch stands for the time around it.
     borders = np.concatenate([times[:1], (times[1:] + times[:-1]) / 2, times[-1:]])
@@ -201,11 +199,12 @@ def _gains(run: Run, watches: Sequence[Mapping[str, object]]) -> dict[str, objec
         averaged["uncalibrated_gain_db"] = float(10 * np.log10(starts.mean()))
         spread = starts.std(ddof=1) / starts.mean() if starts.size > 1 else np.nan
         averaged["uncalibrated_gain_std_db"] = float(10 / np.log(10) * spread / np.sqrt(starts.size))
-    squared = np.square([point["phase_error_deg"] for point in points])
+    if run.network is not None:
+        squared = np.square([point["phase_error_deg"] for point in points])
+        averaged["phase_error_deg"] = float(np.sqrt(np.average(squared, weights=weights)))
     return _last(watches) | averaged | {
         "watches": points,
         "loss_db": averaged["ideal_gain_db"] - averaged["coherent_gain_db"],
-        "phase_error_deg": float(np.sqrt(np.average(squared, weights=weights))),
     }
 
 

@@ -20,14 +20,15 @@ def exchange(collectors: Mapping[str, Collector]) -> BidirectionalCollector:
     return collectors["bidirectional"].members["exchange"]
 
 
-def content(assembly: Assembly, network: Network, collectors: Mapping[str, Collector]) -> dict[str, object]:
+def content(assembly: Assembly, network: Network | None, collectors: Mapping[str, Collector]) -> dict[str, object]:
     """Keys of report.json beside those of the access points' calibration."""
     member, plan, rate = exchange(collectors), assembly.bidirectional.plan, assembly.testbed.samp_rate
     patterns = [_pattern(plan, network, entry, rate) for entry in member.history]
     out: dict[str, object] = {"patterns": patterns, "doubts": list(member.doubts)}
-    known = [entry for entry in patterns if "trp_phase_error_deg" in entry]
+    known = [entry for entry in patterns if "trp_phase_deg" in entry]
     if known:
         out["calibrations"] = sum(entry["event"] == "calibrated" for entry in known)
+    if known and network is not None:
         for side in ("trp", "ue"):
             errors = np.array([entry[f"{side}_phase_error_deg"] for entry in known])
             out[f"{side}_phase_error_rms_deg"] = float(np.sqrt(np.mean(errors**2)))
@@ -44,18 +45,21 @@ def content(assembly: Assembly, network: Network, collectors: Mapping[str, Colle
     return out
 
 
-def _pattern(plan: BidirectionalPlan, network: Network, entry: Mapping[str, object], rate: float) -> dict[str, object]:
-    """One phase of a pattern, with the errors of all phases against the truth."""
+def _pattern(plan: BidirectionalPlan, network: Network | None, entry: Mapping[str, object],
+             rate: float) -> dict[str, object]:
+    """One phase of a pattern, with the errors of all phases against the truth where it is known."""
     out = {"phase": entry["phase"], "time_s": entry["sample"] / rate, "event": entry["event"]}
     if "reasons" in entry:
         return out | {"reasons": entry["reasons"]}
-    truth = network.true_calibration(entry["sample"])
+    truth = None if network is None else network.true_calibration(entry["sample"])
     for side, names in (("trp", plan.trps), ("ue", plan.ues)):
-        true_c = network.of_nodes(truth, names)
         out[f"{side}_phase_deg"] = np.degrees(np.angle(entry[f"{side}_c"]))
         out[f"{side}_delay_s"] = entry[f"{side}_delay_s"]
         out[f"{side}_frequency_hz"] = entry[f"{side}_frequency_hz"]
         out[f"{side}_predicted_phase_std_deg"] = np.degrees(entry[f"{side}_phase_std_rad"])
+        if truth is None:
+            continue
+        true_c = network.of_nodes(truth, names)
         # A side of one port has nothing to be calibrated.
         error = metrics.phase_error(entry[f"{side}_c"], true_c) if len(true_c) > 1 else 0.0
         out[f"{side}_phase_error_deg"] = float(np.degrees(error))
@@ -71,13 +75,11 @@ def _links(member: BidirectionalCollector) -> dict[str, object]:
                 "outlier_probability": found.trp_links.outlier_probability}
 
 
-def _side(assembly: Assembly, network: Network, side, names: Sequence[str]) -> dict[str, object]:
-    truth = assembly.truth(network, side, names=names)
+def _side(assembly: Assembly, network: Network | None, side, names: Sequence[str]) -> dict[str, object]:
     return {
-        "ports": assembly.ports_of(names), "reference_time": side.reference_time, "c": side.c, "c_true": truth["c"],
+        "ports": assembly.ports_of(names), "reference_time": side.reference_time, "c": side.c,
         "delay_s": side.delay_s, "frequency_hz": side.frequency_hz,
-        "predicted_phase_std_deg": np.degrees(side.phase_std_rad), "alignment_error": truth["alignment_error"],
-        "phase_error_deg": truth["phase_error_deg"],
+        "predicted_phase_std_deg": np.degrees(side.phase_std_rad), **assembly.truth(network, side, names=names),
     }
 
 

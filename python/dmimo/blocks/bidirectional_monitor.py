@@ -69,7 +69,7 @@ class bidirectional_monitor(collector):
         self.message_port_register_out(PLOTS)
         self._samp_rate, self._trps = assembly.testbed.samp_rate, assembly.bidirectional.plan.trps
         self._downlink = assembly.plan.downlink if assembly.verifies else None
-        self._network = assembly.network() if truth else None
+        self._network = assembly.network() if truth and not assembly.uses_radios else None
         self._last: Mapping[str, object] | None = None
 
     @property
