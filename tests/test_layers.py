@@ -16,7 +16,7 @@ MODULES = sorted(path.relative_to(SOURCES) for path in SOURCES.rglob("*.py"))
 # "" is the package's own __init__, which everything may ask for the version.
 TESTBED = {"radio_checks", "testbed", "testbed_checks", "testbed_sections", "testbed_yaml"}
 FILES = {"csi_records", "records", *TESTBED}
-RADIO = {"radio_settings", "radio_time"}
+RADIO = {"radio_clock", "radio_settings", "radio_time"}
 RECORDINGS = {"recording", "recording_format"}
 PLOTTING = {"core", "plotting_bidirectional", "plotting_bidirectional_run", "plotting_panels", "plotting_style",
             "plotting_sync_run", "plotting_synchronization"}
@@ -24,10 +24,11 @@ LAYERS = {
     "core": ({"core"}, {"numpy", "scipy"}),
     "simulation": ({"simulation", "core.waveforms"}, {"numpy", "scipy"}),
     "protocols": ({"protocols", "core"}, {"numpy"}),
+    "radio_clock": ({"radio_time"}, set()),
     "radio_settings": (set(), set()),
     "radio_time": (set(), set()),
     "radio_checks": (TESTBED, set()),
-    "radio_plan": ({"radio_settings"} | TESTBED, set()),
+    "radio_plan": ({"protocols", "radio_settings"} | TESTBED, set()),
     "testbed": (TESTBED, {"yaml", "jsonschema"}),
     "testbed_sections": (set(), set()),
     "testbed_yaml": (set(), {"yaml"}),

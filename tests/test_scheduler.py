@@ -293,12 +293,11 @@ def test_a_confirmation_that_is_lost_is_repeated_and_then_ends_the_run_with_the_
 
 
 def test_slots_are_released_with_the_lead_that_a_radio_needs():
-    schedule, machine = make(windows=(2,), count=4)
-    machine.not_before(1000)
+    schedule, machine = make(windows=(2,), count=4, lead_samples=100)
+    machine.time(900)
     grants = begin(schedule, machine)[0].grants
     assert [grant.start for grant in grants] == [1000, 1100]
-    machine.not_before(5000)
-    machine.not_before(900)  # nothing goes backwards
+    machine.time(4900)
     machine.acknowledge("a", grants)
     (release,) = machine.acknowledge("b", grants)
     assert [grant.start for grant in release.grants] == [5000, 5100]

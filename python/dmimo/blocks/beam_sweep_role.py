@@ -17,9 +17,11 @@ class beam_sweep_role(role):
         Node.
     fill : bool
         Zeros in silent slots: True for a simulated network, False for a radio.
+    amplitude : float
+        What a sample of unit power becomes on a radio, whose full scale is 1.
     """
 
-    def __init__(self, assembly: Assembly, name: str, fill: bool = True):
+    def __init__(self, assembly: Assembly, name: str, fill: bool = True, amplitude: float = 1.0):
         roles = [member for member in assembly.roles(name) if isinstance(member, SweepRole)]
         role.__init__(self, name, assembly.testbed.node(name).num_ports, assembly.schedule, roles,
-                      assembly.testbed.samp_rate, fill, **assembly.faults(name))
+                      assembly.testbed.samp_rate, fill, amplitude=amplitude, **assembly.faults(name))

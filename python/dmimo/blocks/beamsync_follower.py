@@ -25,14 +25,16 @@ class beamsync_follower(role):
         An access point other than the leader.
     fill : bool
         Zeros in silent slots: True for a simulated network, False for a radio.
+    amplitude : float
+        What a sample of unit power becomes on a radio, whose full scale is 1.
     """
 
-    def __init__(self, assembly: Assembly, name: str, fill: bool = True):
+    def __init__(self, assembly: Assembly, name: str, fill: bool = True, amplitude: float = 1.0):
         followers = () if assembly.synchronization is None else assembly.synchronization.followers
         if name not in followers:
             raise ValueError(f"name = {name!r}: must be one of the testbed's followers, {followers}")
         role.__init__(self, name, assembly.testbed.node(name).num_ports, assembly.schedule, assembly.roles(name),
-                      assembly.testbed.samp_rate, fill, **assembly.faults(name))
+                      assembly.testbed.samp_rate, fill, amplitude=amplitude, **assembly.faults(name))
         self.message_port_register_out(CORRECTION)
         self._told = 0, 0.0, 0.0
 

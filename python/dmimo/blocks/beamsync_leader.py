@@ -14,11 +14,13 @@ class beamsync_leader(role):
         Of a testbed with a `beamsync` section, which names the leader.
     fill : bool
         Zeros in silent slots: True for a simulated network, False for a radio.
+    amplitude : float
+        What a sample of unit power becomes on a radio, whose full scale is 1.
     """
 
-    def __init__(self, assembly: Assembly, fill: bool = True):
+    def __init__(self, assembly: Assembly, fill: bool = True, amplitude: float = 1.0):
         if assembly.synchronization is None:
             raise ValueError("assembly: the testbed has no section beamsync")
         name = assembly.synchronization.leader
         role.__init__(self, name, assembly.testbed.node(name).num_ports, assembly.schedule, assembly.roles(name),
-                      assembly.testbed.samp_rate, fill, **assembly.faults(name))
+                      assembly.testbed.samp_rate, fill, amplitude=amplitude, **assembly.faults(name))

@@ -18,8 +18,28 @@ ready    run, epoch, node, hash
 ack      run, epoch, node, grants, status                    these attempts are over: ok, or what went wrong
 taken    run, epoch, node, phase
 alive    run, epoch, node
+sent     run, epoch, node, port, event, status; sample       what a radio says of a burst of a port: UHD's event, ok or
+         where the radio gives a time                        what went wrong, network time of that (of ok: the end)
 results  run, epoch, node, phase, values                     from a node to the collectors
 ======== =================================================== ==========================================================
+
+Between scheduler and radios (`usrp_array`), on the same ports and on `events`, from a radio to its nodes; all samples
+are device time:
+
+=========== ================================================ ==========================================================
+type        keys                                             meaning
+=========== ================================================ ==========================================================
+radio_time  radio, sample                                    device time at which this was sent; every 50 ms
+align       radio, seconds                                   shift the time by so many whole seconds, then go on
+radio_begin radio, sample, epoch                             the streams run from this sample on
+radio_epoch radio, epoch, reason                             another epoch has begun: a retune, a gain change, lost time
+radio_event event, node, port, board, channel, error;        what became of a burst of a port: UHD's event, error empty
+            sample where the radio gives a time              or what went wrong
+=========== ================================================ ==========================================================
+
+From a node to its own blocks: `delays` (samples: int64, one for each port) to the receiver, by how much later to cut
+each port's slots; to an external beamformer `beam` (node, slot, attempt, beam, sample, seconds, fraction), the beam of
+a slot and the device time at which it begins, in samples and as (seconds, fraction of a second).
 
 Blocks that are wired by hand, without a scheduler, speak dictionaries with a `type` too: `csi` (channels, from an
 `ofdm_sounder`), `cars` (what was sent in an answer, from a `cars_responder`), `coefficients` (from a `cars_reader`),

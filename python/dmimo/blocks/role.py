@@ -2,12 +2,14 @@
 """The message side of a node: grants in, bursts out, received bursts in, acknowledgements and results out."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pmt
 
 from ..protocols.correction import correction_of
 from ..protocols.slots import Grant, Role, Schedule
+from ..radio_time import time_of
 from ..recording import NodeRecorder
 from . import messages
 from .burst_transmitter import MAX_SAMPLES
@@ -15,7 +17,7 @@ from .guard import guarded
 from .lean import lean_message_block
 from .timetags import rate_ratio, time_to_pmt
 
-TX, ARM, STATUS, RESULTS = (pmt.intern(name) for name in ("tx", "arm", "status", "results"))
+TX, ARM, STATUS, RESULTS, BEAM = (pmt.intern(name) for name in ("tx", "arm", "status", "results", "beam"))
 SYSTEM, END = messages.SYSTEM, pmt.intern("end")
 MAX_ENCODED = 16
 
@@ -28,6 +30,12 @@ class role(lean_message_block):
     Grants and bursts that come twice are dropped. For a simulated network, slots that are granted together and follow
     one another go out as one burst, as far as it fits GNU Radio's buffers. Where the roles share a `NodeCorrection`, it
     is applied to every burst that the node sends and receives.
+
+    On a radio (`fill` False) the clock correction shifts the device times of bursts and receive windows. What the radio
+    says of a burst (`usrp_array`, port `events`) goes on to the scheduler, in network time. The beam of every granted
+    slot is published on the port `beam`, before the burst, with the device time at which the slot begins. A role with
+    an attribute `receive_delays`, int64 (num_ports,) or None, tells the receiver by how many samples later each port's
+    slots are to be cut.
 
     Parameters
     ----------
@@ -45,12 +53,17 @@ class role(lean_message_block):
         Simulated fault: how many of the slot's acknowledgements are lost.
     recorder : NodeRecorder, optional
         Records every burst as it comes, before any correction.
+    amplitude : float
+        What a sample of unit power becomes; full scale of a radio is 1, and more than that an error.
     """
 
     def __init__(self, node: str, num_ports: int, schedule: Schedule, roles: Sequence[Role], samp_rate: float,
                  fill: bool = True, silent_from: int | None = None, unacknowledged: dict[int, int] | None = None,
-                 recorder: NodeRecorder | None = None):
+                 recorder: NodeRecorder | None = None, amplitude: float = 1.0):
         lean_message_block.__init__(self, "role")
+        if not amplitude > 0 or (fill and amplitude != 1):
+            raise ValueError(f"amplitude = {amplitude}: must be positive, and 1 with fill = True")
+        self._amplitude = amplitude
         self._recorder = recorder
         self._schedule = schedule
         self._roles = tuple(roles)
@@ -69,15 +82,16 @@ class role(lean_message_block):
         self._unacknowledged = dict(unacknowledged or {})
         self._granted: set[Grant] = set()
         self._awaited: set[Grant] = set()  # granted, not received yet
+        self._armed: dict[Grant, Grant] = {}  # to a radio whose clock is shifted, as armed: as granted
         self._kept: list[tuple[object, list[Grant]]] = []  # burst messages, attempts to take from each
         # By the identities of the bursts, which live as long as the entry.
         self._encoded: dict[tuple[int, ...], tuple[list[np.ndarray | None], object]] = {}
         self._identity = {"run": 0, "epoch": 0, "node": node}
         self._ack = messages.encode("ack", **self._identity)
-        for port, handler in (("control", self.handle_control), ("rx", self.handle_rx)):
+        for port, handler in (("control", self.handle_control), ("rx", self.handle_rx), ("events", self.handle_event)):
             self.message_port_register_in(pmt.intern(port))
             self.set_msg_handler(pmt.intern(port), handler)
-        for port in ("tx", "arm", "status", "results", "end", "error"):
+        for port in ("tx", "arm", "status", "results", "beam", "end", "error"):
             self.message_port_register_out(pmt.intern(port))
 
     @guarded
@@ -103,6 +117,7 @@ class role(lean_message_block):
                 self._recorder.product(product)
             for role in self._roles:
                 role.update(product)
+            self._tell_delays()
             self.updated()
             self._status("taken", phase=product.phase)
 
@@ -113,8 +128,10 @@ class role(lean_message_block):
         self._granted.clear()
         self._awaited.clear()
         self._kept.clear()
+        self._armed.clear()
         self._identity |= {key: messages.get(message, key) for key in ("run", "epoch")}
         self._ack = messages.encode("ack", **self._identity)
+        self._tell_delays()
         self._status("ready", hash=self._schedule.hash)
 
     def _grant(self, message) -> None:
@@ -123,20 +140,30 @@ class role(lean_message_block):
         if self._silent_from is not None:
             fresh = [grant for grant in fresh if grant.slot < self._silent_from]
             self._silent = len(fresh) < len(grants)
-        if len(fresh) == len(grants):
+        armed = fresh if self._fill else [self._on_radio(grant) for grant in fresh]
+        if armed == grants:
             self.message_port_pub(ARM, message)
-        elif fresh:
-            self.message_port_pub(ARM, messages.encode("grant", grants=messages.grants_to_pmt(fresh)))
+        elif armed:
+            self.message_port_pub(ARM, messages.encode("grant", grants=messages.grants_to_pmt(armed)))
         self._granted.update(fresh)
         self._awaited.update(fresh)
         for run in self._runs(fresh):
             self._send(run)
 
+    def _on_radio(self, grant: Grant) -> Grant:
+        """A grant with the device time of its first sample."""
+        shift = self._shift(grant.start)
+        if shift == 0:
+            return grant
+        armed = grant._replace(start=grant.start + shift)
+        self._armed[armed] = grant
+        return armed
+
     def _runs(self, grants: list[Grant]) -> list[list[Grant]]:
         """Grants whose slots go out as one burst."""
         runs, run, expected = [], [], None
         for grant in grants:
-            this = grant.start, self._shift(grant)
+            this = grant.start, self._shift(grant.start)
             if this == expected and len(run) < self._most_slots:
                 run.append(grant)
             else:
@@ -145,8 +172,8 @@ class role(lean_message_block):
             expected = grant.start + self._schedule.slot_samples, this[1]
         return runs
 
-    def _shift(self, grant: Grant) -> int:
-        return 0 if self.correction is None else self.correction.shift(grant.start)
+    def _shift(self, start: int) -> int:
+        return 0 if self.correction is None else self.correction.shift(start)
 
     def _send(self, run: list[Grant]) -> None:
         slots, by_purpose, correction = self._schedule.slots, self._by_purpose, self.correction
@@ -159,10 +186,24 @@ class role(lean_message_block):
                 burst = correction.transmit(burst, start)
             bursts.append(burst)
             beams.append(role.beam(slot))
+        start = run[0].start
+        shift = self._shift(start)
+        if not self._fill:
+            # The radio knows device time only.
+            start, shift = start + shift, 0
+            self._publish_beam(run[0], beams[0], start)
         vector = self._encode(run, bursts)
         if vector is not None:
-            time, indices = time_to_pmt(run[0].start, self._rate), [grant.slot for grant in run]
-            self.message_port_pub(TX, messages.transmit_burst(time, beams, indices, vector, self._shift(run[0])))
+            indices = [grant.slot for grant in run]
+            self.message_port_pub(TX, messages.transmit_burst(time_to_pmt(start, self._rate), beams, indices, vector,
+                                                              shift))
+
+    def _publish_beam(self, grant: Grant, beam: int, sample: int) -> None:
+        """Tell a beamformer outside of the radio the beam of a slot."""
+        seconds, fraction = time_of(sample, self._rate)
+        self.message_port_pub(BEAM, messages.encode(
+            "beam", node=self._identity["node"], slot=grant.slot, attempt=grant.attempt, beam=beam, sample=sample,
+            seconds=seconds, fraction=fraction))
 
     def _encode(self, run: list[Grant], bursts: list[np.ndarray | None]):
         """Encoded samples; bursts that are sent again and again are encoded once. None: nothing to send."""
@@ -174,10 +215,23 @@ class role(lean_message_block):
                 if burst is not None:
                     self._check_shape(grant, *burst.shape)
             samples = np.concatenate([self._silence if burst is None else burst for burst in bursts], axis=1)
+            if not self._fill:
+                samples = self._scaled(run[0], samples)
             if len(self._encoded) == MAX_ENCODED:
                 self._encoded.clear()
             self._encoded[key] = bursts, messages.vector_to_pmt(samples)
         return self._encoded[key][1]
+
+    def _scaled(self, grant: Grant, samples: np.ndarray) -> np.ndarray:
+        """Samples for the radio, complex64; ValueError where they exceed its full scale."""
+        scaled = np.ascontiguousarray(self._amplitude * samples, np.complex64)
+        peak = float(np.abs(scaled.view(np.float32)).max(initial=0.0))
+        if peak > 1:
+            slot = self._schedule.slots[grant.slot]
+            raise ValueError(f"node {self._identity['node']}, slot {grant.slot} ({slot.purpose}): tx_amplitude = "
+                             f"{self._amplitude:g} makes a peak of {peak:.3g}, must be at most 1, full scale of the "
+                             f"radio: lower it to {self._amplitude / peak:.2g}")
+        return scaled
 
     def _check_shape(self, grant: Grant, num_ports: int, length: int) -> None:
         longest = self._schedule.slot_samples
@@ -189,13 +243,14 @@ class role(lean_message_block):
     def handle_rx(self, message):
         """Take what the ports received in granted slots."""
         grants, status = messages.burst_head(message)
+        grants = self._as_granted(grants)
         taken = [grant for grant in grants if grant in self._awaited]
         if not taken:
             return
         self._awaited.difference_update(taken)
         # Slots in flight belong to one phase, a phase to one role.
         reactive = self._by_purpose[self._schedule.slots[taken[0].slot].purpose].reactive
-        burst = messages.burst(message) if status == "ok" and (reactive or self._recorder is not None) else None
+        burst = self._burst(message) if status == "ok" and (reactive or self._recorder is not None) else None
         if self._recorder is not None:
             self._record(burst, taken, status)
         if status == "ok" and reactive:
@@ -207,6 +262,31 @@ class role(lean_message_block):
             acknowledged = [grant for grant in taken if not self._loses_acknowledgement(grant.slot)]
         if acknowledged:
             self.message_port_pub(STATUS, messages.ack_to_pmt(self._ack, acknowledged, status))
+
+    def _as_granted(self, grants: list[Grant]) -> list[Grant]:
+        return [self._armed.get(grant, grant) for grant in grants] if self._armed else grants
+
+    def _burst(self, message) -> messages.Burst:
+        """Content of a received burst, with its attempts as they were granted."""
+        burst = messages.burst(message)
+        return replace(burst, grants=self._as_granted(burst.grants)) if self._armed else burst
+
+    @guarded
+    def handle_event(self, message):
+        """Tell the scheduler what the radio says of a burst of this node."""
+        event = messages.values(message)
+        if event["node"] != self._identity["node"]:
+            return
+        where = {}
+        if "sample" in event:
+            where["sample"] = event["sample"] - self._shift(event["sample"])
+        self._status("sent", port=event["port"], event=event["event"], status=event["error"] or "ok", **where)
+
+    def _tell_delays(self) -> None:
+        """Tell the receiver how much later than it labels them the ports' samples are."""
+        for member in self._roles:
+            if getattr(member, "receive_delays", None) is not None:
+                self.message_port_pub(ARM, messages.encode("delays", samples=member.receive_delays))
 
     def _record(self, burst: messages.Burst | None, taken: list[Grant], status: str) -> None:
         slots = [self._schedule.slots[grant.slot] for grant in taken]
@@ -235,8 +315,9 @@ class role(lean_message_block):
         if self._recorder is not None:
             self._recorder.phase_done(phase, grants)
         for message_kept, taken in self._kept:
-            self._receive(messages.burst(message_kept), taken)
+            self._receive(self._burst(message_kept), taken)
         self._kept.clear()
+        self._armed.clear()
         values = self._by_purpose[self._schedule.slots[grants[0].slot].purpose].results(grants)
         self.message_port_pub(RESULTS, messages.encode("results", phase=phase, values=values or {}, **self._identity))
 

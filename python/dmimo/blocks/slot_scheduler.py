@@ -2,26 +2,37 @@
 """Releases the slots of a schedule to all nodes, waits for their acknowledgements and ends the run."""
 
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Mapping, Sequence
 
 import pmt
 
 from ..protocols import scheduler as machine
 from ..protocols.slots import Schedule
+from ..radio_clock import Radios
 from . import messages
 from .guard import guarded
 from .lean import lean_message_block
 
 CONTROL, PHASES, FINISHED = (pmt.intern(name) for name in ("control", "phases", "finished"))
 WATCHDOG = pmt.intern("watchdog")
+MAX_LEAD_S = 1.0
+SILENCE_S = 2.0  # without the time of a radio, which comes every 50 ms
+TOO_LATE = "time_error"  # UHD's name of a burst that came after its time
 
 
 class slot_scheduler(lean_message_block):
     """Walks through a schedule: `begin`, grants phase by phase, products to all nodes, `end`.
 
-    The run begins when the flowgraph starts. Where nothing happens for `watchdog_s`, all nodes are queried; slots
-    without an acknowledgement are repeated, and a node that does not answer ends the run with an error that names it.
-    In a simulation nothing else depends on the clock.
+    Where nothing happens for `watchdog_s`, all nodes are queried; slots without an acknowledgement are repeated, and a
+    node that does not answer ends the run with an error that names it.
+
+    The run begins when the flowgraph starts. With `radios` (`usrp_array`, under these names) it waits for all of them
+    to report their time, tells each by how many whole seconds to shift it, so that all have the time of the latest, and
+    begins when the streams of all run. Slots then begin a lead after their release, by the radios' own time; a burst
+    that comes too late doubles the lead, up to a second. Where a radio's epoch ends, through a retune for example, the
+    run ends with an error; runs that go on until they are stopped begin anew. In a simulation nothing but the watchdog
+    depends on a clock.
 
     Parameters
     ----------
@@ -39,27 +50,38 @@ class slot_scheduler(lean_message_block):
         Idle samples between runs.
     until_sample : int
         Absolute sample up to which the cycle of the schedule, if it has one, is begun again.
-    clock : callable() -> int, optional
-        For radios: first absolute sample at which a burst that is released now can be sent, device time and lead. The
-        run then begins with `begin`.
+    radios : sequence of str
+        Radios of the nodes; none: a simulated network.
+    samp_rate : float, optional
+        Required with radios.
+    lead_s, reactive_lead_s : float
+        How long before its start a slot of an open-loop and of a lock-step phase is released [s].
     confirmed : mapping of node to int, optional
-        For radios: ports of the nodes whose bursts are confirmed on the port `events` (`usrp_array`). A slot in which
-        one of them transmits is complete only when each of its ports has sent its burst.
+        Ports of the nodes whose radio confirms every burst, see `protocols.scheduler.SlotScheduler`.
+    radio_timeout_s : float
+        Limit of the time that the radios take until all stream [s].
     """
 
     def __init__(self, schedule: Schedule, max_attempts: int = 3, watchdog_s: float = 20.0, epoch: int = 0,
                  guard_samples: int = 0, runs: int = 1, pause_samples: int = 0, until_sample: int = 0,
-                 clock: Callable[[], int] | None = None, confirmed: Mapping[str, int] | None = None):
+                 radios: Sequence[str] = (), samp_rate: float | None = None, lead_s: float = 0.1,
+                 reactive_lead_s: float = 0.05, confirmed: Mapping[str, int] | None = None,
+                 radio_timeout_s: float = 30.0):
         lean_message_block.__init__(self, "slot_scheduler")
-        if not watchdog_s > 0:
-            raise ValueError(f"watchdog_s = {watchdog_s}: must be positive")
+        if not (watchdog_s > 0 and radio_timeout_s > 0):
+            raise ValueError(f"watchdog_s = {watchdog_s}, radio_timeout_s = {radio_timeout_s}: must be positive")
         self._schedule = schedule
         if min(runs, pause_samples, until_sample) < 0:
             raise ValueError(f"runs = {runs}, pause_samples = {pause_samples}, until_sample = {until_sample}: "
                              "must not be negative")
-        self._options = {"max_attempts": max_attempts, "guard_samples": guard_samples, "until_sample": until_sample,
-                         "confirmed": confirmed}
-        self._clock = clock
+        self._options = {"max_attempts": max_attempts, "guard_samples": guard_samples, "confirmed": confirmed}
+        self._until = until_sample
+        self._radio_names, self._samp_rate = tuple(radios), samp_rate
+        self._radios: Radios | None = None
+        self._radio_timeout_s = radio_timeout_s
+        if self._radio_names:
+            self._options |= _leads(samp_rate, lead_s, reactive_lead_s)
+        self._began = False
         self._runs, self._pause_samples = runs, pause_samples
         self._epoch = epoch
         self._prepare(0, 0)
@@ -71,7 +93,7 @@ class slot_scheduler(lean_message_block):
         self.finished_event = threading.Event()
         self.error: str | None = None
         for port, handler in (("status", self.handle_status), ("products", self.handle_product),
-                              ("events", self.handle_event), ("watchdog", self.handle_watchdog)):
+                              ("watchdog", self.handle_watchdog)):
             self.message_port_register_in(pmt.intern(port))
             self.set_msg_handler(pmt.intern(port), handler)
         for port in ("control", "phases", "finished", "error"):
@@ -93,12 +115,16 @@ class slot_scheduler(lean_message_block):
         return self._machine.end_sample
 
     def _prepare(self, run: int, first_start: int) -> None:
-        self._machine = machine.SlotScheduler(self._schedule, first_start=first_start, **self._options)
+        # A simulation counts its time from zero, radios count theirs from anywhere.
+        until = self._until + first_start * bool(self._radio_names)
+        self._machine = machine.SlotScheduler(self._schedule, first_start=first_start, until_sample=until,
+                                              **self._options)
         self._identity = {"run": run, "epoch": self._epoch}
         self._grant = messages.encode("grant", **self._identity)
 
     def _begin(self) -> None:
         """Ask all nodes whether they hold the schedule."""
+        self._began = True
         self._tell_all(messages.encode("begin", hash=self._schedule.hash, **self._identity))
 
     def _tell_all(self, message) -> None:
@@ -107,18 +133,15 @@ class slot_scheduler(lean_message_block):
         self.message_port_pub(CONTROL, message)
 
     def start(self):
-        """Begin the run, unless a radio is to be made ready first."""
+        """Begin the run, or wait for the radios."""
         super().start()
-        if self._clock is None:
-            self.begin()
-        return True
-
-    def begin(self, first_sample: int = 0) -> None:
-        """Begin the run of a flowgraph that has been started, with no slot before this absolute sample."""
-        self._machine.not_before(first_sample)
-        self._begin()
+        if self._radio_names:
+            self._radios = Radios(self._radio_names, self._samp_rate)
+        else:
+            self._begin()
         self._watchdog = threading.Thread(target=self._watch, name="slot_scheduler watchdog", daemon=True)
         self._watchdog.start()
+        return True
 
     def stop(self):
         """A flowgraph that is stopped from outside ends the run too."""
@@ -128,32 +151,31 @@ class slot_scheduler(lean_message_block):
         return super().stop()
 
     def _watch(self) -> None:
+        if self._radio_names and not self.finished_event.wait(self._radio_timeout_s):
+            self._post(WATCHDOG, pmt.PMT_T)
         while not self.finished_event.wait(self._watchdog_s):
             self._post(WATCHDOG, pmt.PMT_T)
 
-    def _keep_lead(self) -> None:
-        if self._clock is not None:
-            self._machine.not_before(self._clock())
-
-    @guarded
-    def handle_event(self, message):
-        """A radio has said what became of a burst."""
-        self._events += 1
-        self._keep_lead()
-        event = messages.values(message)
-        status = event["error"] or machine.OK
-        self._act(self._machine.sent(event["node"], event["port"], event.get("sample"), status))
+    def _tell_time(self) -> None:
+        """Tell the machine what time it is on the radios."""
+        if self._began and self._radios is not None:
+            self._machine.time(self._radios.now(time.monotonic()))
 
     @guarded
     def handle_status(self, message):
-        """A node has answered; anything that is no status message is an error of a block."""
-        self._keep_lead()
+        """A node or radio has answered; anything that is no status message is an error of a block."""
         kind = messages.kind(message)
+        if kind.startswith("radio_"):
+            self._radio_status(kind, message)
+            return
+        self._tell_time()
         self._events += 1
         if kind == "ack":
             run, *acknowledged = messages.ack(message)
             if run == self._identity["run"]:
                 self._act(self._machine.acknowledge(*acknowledged))
+        elif kind == "sent":
+            self._burst_sent(**messages.values(message))
         elif kind == "ready":
             self._act(self._machine.ready(messages.get(message, "node"), messages.get(message, "hash")))
         elif kind == "taken":
@@ -166,10 +188,58 @@ class slot_scheduler(lean_message_block):
             text = pmt.symbol_to_string(message) if pmt.is_symbol(message) else f"unexpected message {message}"
             self._act(self._machine.failed(text))
 
+    def _burst_sent(self, run: int, node: str, port: int, event: str, status: str, sample: int | None = None,
+                    **_) -> None:
+        """A node has told what its radio says of a burst."""
+        if run == self._identity["run"]:
+            self._act(self._machine.sent(node, port, sample, status, event == TOO_LATE))
+
+    def _radio_status(self, kind: str, message) -> None:
+        """A radio has told its time, or what has become of it."""
+        if self._radios is None:
+            self._act(self._machine.failed(f"radio {messages.get(message, 'radio')!r}: the scheduler was given none"))
+        elif kind == "radio_time":
+            self._radios.report(messages.get(message, "radio"), messages.get(message, "sample"), time.monotonic())
+            self._align()
+        elif kind == "radio_begin":
+            self._radio_begun(*(messages.get(message, key) for key in ("radio", "sample", "epoch")))
+        elif kind == "radio_epoch":
+            radio, epoch, reason = (messages.get(message, key) for key in ("radio", "epoch", "reason"))
+            self._radios.new_epoch(radio, epoch)
+            self._epoch_over(radio, reason)
+
+    def _align(self) -> None:
+        """Tell the radios how to come to a common time, once they are known well enough."""
+        shifts, faults = self._radios.align()
+        if faults:
+            self._act(self._machine.failed("; ".join(faults.values())))
+        for radio, seconds in shifts.items():
+            self.message_port_pub(CONTROL, messages.encode("align", radio=radio, seconds=seconds))
+
+    def _radio_begun(self, radio: str, sample: int, epoch: int) -> None:
+        self._radios.begun(radio, sample, epoch)
+        if self._began:
+            self._epoch_over(radio, "it has started anew")
+        elif self._radios.ready and not self._machine.finished:
+            self._epoch = self._radios.epoch
+            self._prepare(0, self._radios.first_sample + self._options["lead_samples"])
+            self._tell_time()
+            self._begin()
+
+    def _epoch_over(self, radio: str, reason: str) -> None:
+        """What was measured is of no use any more."""
+        if not self._began or self._machine.finished:
+            return
+        if self._runs != 0:
+            self._act(self._machine.failed(f"radio {radio}: its epoch has ended: {reason}"))
+            return
+        self._epoch = self._radios.epoch
+        self._begin_next(max(self._machine.end_sample, self._radios.first_sample))
+
     @guarded
     def handle_product(self, message):
         """A collector has produced what its phase was for."""
-        self._keep_lead()
+        self._tell_time()
         self._events += 1
         if messages.kind(message) == "product":
             self._act(self._machine.produced(messages.product(message)))
@@ -183,8 +253,10 @@ class slot_scheduler(lean_message_block):
     @guarded
     def handle_watchdog(self, message):
         """First silence: query the nodes. Second: give up on what is missing."""
-        self._keep_lead()
-        if self._events != self._events_seen:
+        self._tell_time()
+        if not self._began:
+            self._act(self._machine.failed(f"{self._radios.missing()} within {self._radio_timeout_s:g} s"))
+        elif self._events != self._events_seen:
             self._events_seen, self._alive = self._events, None
         elif self._alive is None:
             self._alive = set()
@@ -192,7 +264,12 @@ class slot_scheduler(lean_message_block):
         else:
             silent = set(self._schedule.nodes) - self._alive
             self._alive = None
-            self._act(self._machine.timed_out(silent))
+            self._act(self._silent_radios() or self._machine.timed_out(silent))
+
+    def _silent_radios(self) -> list[machine.Action]:
+        """The end of the run where a radio no longer tells its time."""
+        silent = [] if self._radios is None else self._radios.silent(time.monotonic(), SILENCE_S)
+        return self._machine.failed(f"radio {', '.join(silent)}: no longer reports its time") if silent else []
 
     def _act(self, actions: list[machine.Action]) -> None:
         for action in actions:
@@ -208,11 +285,15 @@ class slot_scheduler(lean_message_block):
                 case machine.Finished(error):
                     self._finish(error)
 
+    def _begin_next(self, first_start: int) -> None:
+        self._prepare(self._identity["run"] + 1, first_start)
+        self._tell_time()
+        self._begin()
+
     def _finish(self, error: str | None) -> None:
         run = self._identity["run"]
         if error is None and (self._runs == 0 or run + 1 < self._runs):
-            self._prepare(run + 1, self._machine.end_sample + self._pause_samples)
-            self._begin()
+            self._begin_next(self._machine.end_sample + self._pause_samples)
             return
         self.error = error
         message = messages.encode("end", error=error or "", **self._identity)
@@ -220,3 +301,13 @@ class slot_scheduler(lean_message_block):
         self.message_port_pub(FINISHED, message)
         self.finished_event.set()
         self._post(messages.SYSTEM, messages.DONE)
+
+
+def _leads(samp_rate: float | None, lead_s: float, reactive_lead_s: float) -> dict[str, int]:
+    """Options of the state machine, in samples."""
+    if samp_rate is None or not samp_rate > 0:
+        raise ValueError(f"samp_rate = {samp_rate}: must be positive with radios")
+    if min(lead_s, reactive_lead_s) < 0:
+        raise ValueError(f"lead_s = {lead_s}, reactive_lead_s = {reactive_lead_s}: must not be negative")
+    seconds = {"lead_samples": lead_s, "reactive_lead_samples": reactive_lead_s, "max_lead_samples": MAX_LEAD_S}
+    return {key: round(value * samp_rate) for key, value in seconds.items()}

@@ -60,16 +60,26 @@ class SlotScheduler:
     until_sample : int
         Absolute sample up to which the schedule's cycle is begun again; the phases are walked through at least once.
     confirmed : mapping of node to int
-        Ports of the nodes whose bursts a radio confirms, see `sent`: a slot in which they transmit is complete only
-        with the confirmation of each port, since the others receive noise just as well.
+        Ports of the nodes whose bursts a radio confirms, see `sent`: what a burst was for is done only with the
+        confirmation of each port, since the others receive noise just as well. In an open-loop phase that is its slot,
+        which is repeated where a burst was not sent. A lock-step phase goes on without confirmations, which come late;
+        it ends only with all of them, and is repeated as a whole where a burst was not sent: what followed built on it.
+    lead_samples, reactive_lead_samples : int
+        How long before its start a slot of an open-loop and of a lock-step phase is released, where the `time` is told.
+    max_lead_samples : int
+        Up to which both are doubled when a burst came too late.
 
     Every event method returns the actions to carry out, in order. After `Finished` all events are ignored.
     """
 
     def __init__(self, schedule: Schedule, *, max_attempts: int = 3, first_start: int = 0, guard_samples: int = 0,
-                 until_sample: int = 0, confirmed: Mapping[str, int] | None = None):
+                 until_sample: int = 0, confirmed: Mapping[str, int] | None = None, lead_samples: int = 0,
+                 reactive_lead_samples: int = 0, max_lead_samples: int = 0):
         if max_attempts < 1:
             raise ValueError(f"max_attempts = {max_attempts}: must be at least 1")
+        if min(lead_samples, reactive_lead_samples) < 0:
+            raise ValueError(f"lead_samples = {lead_samples}, reactive_lead_samples = {reactive_lead_samples}: must "
+                             "not be negative")
         self._schedule = schedule
         self._max_attempts = max_attempts
         self._guard = guard_samples
@@ -82,10 +92,18 @@ class SlotScheduler:
         self._pending: dict[int, Grant] = {}  # attempts in flight, by slot
         self._awaited: dict[str, set[Grant]] = {node: set() for node in schedule.nodes}  # which of them, by node
         self._confirmed = dict(confirmed or {})
-        self._awaited |= {_sender(node, port): set() for node, num in self._confirmed.items() for port in range(num)}
+        # Attempts whose bursts are not confirmed, and when they were released, by port.
+        self._unconfirmed: dict[str, dict[Grant, int]] = {
+            _sender(node, port): {} for node, num in self._confirmed.items() for port in range(num)}
+        self._unsent: dict[str, Grant] = {}  # last attempt whose burst was not sent, by port
+        self._spoiled: dict[int, dict[str, str]] = {}  # bursts not sent in a lock-step phase, by slot and port
+        self._leads, self._max_lead = (reactive_lead_samples, lead_samples), max_lead_samples
+        self._now: int | None = None
+        self._lead_known_at = first_start
         self._failures: dict[int, dict[str, str]] = {}  # what went wrong in them, by slot and node
         self._attempts: dict[int, int] = {}
         self._tries: dict[int, int] = {}
+        self._rounds = 0  # of a lock-step phase
         self._done: dict[int, Grant] = {}
         self._waiting_ready = set(schedule.nodes)
         self._product: Product | None = None
@@ -125,24 +143,73 @@ class SlotScheduler:
         if status != OK:
             for grant in over:
                 self._failures.setdefault(grant.slot, {})[node] = status
-        complete = over.difference(*self._awaited.values())
-        return self._complete(complete) if complete else []
+        return self._settle(over)
 
-    def sent(self, node: str, port: int, sample: int | None, status: str = OK) -> list[Action]:
+    def sent(self, node: str, port: int, sample: int | None, status: str = OK, late: bool = False) -> list[Action]:
         """A radio has said what became of a burst of one port: "ok" with the first sample after it, or what went wrong.
 
-        What went wrong carries the time at which it was found, if any. A radio works bursts off in order, so that it
-        means the first one that is still awaited.
+        What went wrong carries the time at which it was found, if any; `late` says that the burst came too late. A
+        radio works bursts off in order, so that it means the first one that is still awaited and can be meant.
         """
-        sender, length = _sender(node, port), self._schedule.slot_samples
-        awaited = sorted(self._awaited.get(sender, ()), key=lambda grant: grant.start)
-        if status == OK:
-            awaited = [grant for grant in awaited if sample is not None and 0 < sample - grant.start <= length]
-        return self.acknowledge(sender, awaited[:1], status)
+        sender = _sender(node, port)
+        grant = None if self.finished else self._burst_meant(sender, sample, status)
+        if grant is None:
+            return []
+        del self._unconfirmed[sender][grant]
+        if late:
+            self._lengthen_lead(grant)
+        if status != OK:
+            self._unsent[sender] = grant
+            failures = self._spoiled if self._in_lock_step else self._failures
+            failures.setdefault(grant.slot, {})[sender] = status
+        if not self._in_lock_step:
+            return self._settle({grant})
+        return [] if self._pending else self._advance()
 
-    def not_before(self, sample: int) -> None:
-        """No slot that is released from now on may begin before this absolute sample."""
-        self._next_start = max(self._next_start, sample)
+    def _burst_meant(self, sender: str, sample: int | None, status: str) -> Grant | None:
+        """The attempt that a radio's report of a burst is about; None if that is over."""
+        awaited, length = self._unconfirmed.get(sender, {}), self._schedule.slot_samples
+        if status == OK:
+            meant = [grant for grant in awaited if sample is not None and 0 < sample - grant.start <= length]
+        elif sample is None:
+            meant = awaited
+        else:
+            last = self._unsent.get(sender)
+            if last is not None and last.start <= sample < last.start + length:
+                return None  # the rest of a burst that is known not to have been sent
+            meant = [grant for grant, released in awaited.items() if released <= sample]
+            meant = [grant for grant in meant if grant.start <= sample] or meant
+        return min(meant, key=lambda grant: grant.start, default=None)
+
+    def _lengthen_lead(self, grant: Grant) -> None:
+        """Double the leads, unless the burst that came too late was released with shorter ones than these."""
+        if grant.start >= self._lead_known_at:
+            self._leads = tuple(max(lead, min(2 * lead, self._max_lead)) for lead in self._leads)
+            self._lead_known_at = self._next_start
+
+    @property
+    def lead_samples(self) -> int:
+        """How long before its start a slot of the phase under way is released."""
+        return self._leads[0 if self._in_lock_step else 1]
+
+    @property
+    def _in_lock_step(self) -> bool:
+        return self.phase is not None and self.phase.window == 1
+
+    def time(self, sample: int) -> None:
+        """It is this absolute sample on the radios: no slot that is released from now on begins before the lead."""
+        self._now = sample
+
+    def _keep_lead(self) -> None:
+        if self._now is not None:
+            self._next_start = max(self._next_start, self._now + self.lead_samples)
+
+    def _settle(self, over: set[Grant]) -> list[Action]:
+        """Go on where nothing more is awaited of these attempts."""
+        complete = over.difference(*self._awaited.values())
+        if self._unconfirmed and not self._in_lock_step:
+            complete = complete.difference(*self._unconfirmed.values())
+        return self._complete(complete) if complete else []
 
     def _complete(self, complete: Iterable[Grant]) -> list[Action]:
         """All nodes have finished these attempts."""
@@ -182,8 +249,8 @@ class SlotScheduler:
         silent = sorted(silent)
         if self._waiting_ready:
             return self._finish(f"no ready message from {_names(silent or self._waiting_ready)}")
-        if self._pending:
-            return self._give_up_on_pending(silent)
+        if self._pending or any(self._unconfirmed.values()):
+            return self._give_up_on_missing(silent)
         if self._product is not None:
             return self._finish(f"phase {self.phase.name}: product not acknowledged by {_names(self._waiting_product)}")
         missing = _names(silent) or "its collector"
@@ -193,17 +260,22 @@ class SlotScheduler:
         """A block has failed with this error."""
         return [] if self.finished else self._finish(error)
 
-    def _give_up_on_pending(self, silent: list[str]) -> list[Action]:
-        lost = {grant: [node for node, awaited in self._awaited.items() if grant in awaited]
-                for grant in sorted(self._pending.values())}
-        for attempts in (self._pending, self._failures, *self._awaited.values()):
-            attempts.clear()
+    def _give_up_on_missing(self, silent: list[str]) -> list[Action]:
+        parties = {**self._awaited, **self._unconfirmed}
+        attempts = sorted({*self._pending.values(), *(grant for own in self._unconfirmed.values() for grant in own)})
+        lost = {grant: [party for party, own in parties.items() if grant in own] for grant in attempts}
+        pending = set(self._pending.values())
+        for own in (self._pending, self._failures, *parties.values()):
+            own.clear()
         if silent:
-            first = next(iter(lost))
+            first = attempts[0]
             return self._finish(f"{_names(silent)} stopped answering: slot {first.slot} "
                                 f"({self._purpose(first.slot)}), attempt {first.attempt}, not acknowledged")
-        for grant, nodes in lost.items():
-            if actions := self._retry(grant.slot, dict.fromkeys(nodes, "no acknowledgement")):
+        for grant, missing in lost.items():
+            failures = dict.fromkeys(missing, "no acknowledgement")
+            if grant not in pending:
+                self._spoiled[grant.slot] = failures
+            elif actions := self._retry(grant.slot, failures):
                 return actions
         return self._advance()
 
@@ -213,20 +285,47 @@ class SlotScheduler:
     def _retry(self, slot: int, failures: dict[str, str]) -> list[Action]:
         """Queue another attempt; the actions are empty unless there were too many."""
         if self._tries[slot] >= self._max_attempts:
-            what = ", ".join(f"node {node}: {status}" for node, status in sorted(failures.items()))
-            return self._finish(f"slot {slot} ({self._purpose(slot)}) failed in {self._max_attempts} attempts: {what}")
+            return self._fail(slot, failures)
         if self.phase.window == 1:
+            for own in self._unconfirmed.values():  # of the attempt that is over
+                for grant in [grant for grant in own if grant.slot == slot]:
+                    del own[grant]
             self._queue.insert(0, slot)
             self._next_start += self._guard
         else:
             self._retries.append(slot)
         return []
 
+    def _fail(self, slot: int, failures: dict[str, str]) -> list[Action]:
+        what = ", ".join(f"node {node}: {status}" for node, status in sorted(failures.items()))
+        return self._finish(f"slot {slot} ({self._purpose(slot)}) failed in {self._max_attempts} attempts: {what}")
+
+    def _repeat_phase(self) -> list[Action]:
+        """Play all slots of a lock-step phase once more, since bursts of it were not sent."""
+        if self._rounds >= self._max_attempts:
+            return self._fail(*min(self._spoiled.items()))
+        for own in (self._spoiled, *self._unconfirmed.values()):
+            own.clear()
+        for slot in self.phase.slots:
+            self._done.pop(slot, None)
+        self._next_start += self._guard
+        self._play_phase()
+        return self._advance()
+
+    def _play_phase(self) -> None:
+        self._rounds += 1
+        self._tries.clear()
+        self._queue = list(self.phase.slots)
+
     def _advance(self) -> list[Action]:
+        if self._spoiled:
+            return [] if self._pending else self._repeat_phase()
         if not self._queue and not self._pending and self._retries:
             self._queue = sorted(self._retries)
             self._retries = []
         if not self._queue and not self._pending:
+            if any(self._unconfirmed.values()):
+                return []
             phase = self.phase
             self._next_start += self._guard
             return [PhaseDone(phase.name, tuple(self._done[slot] for slot in phase.slots))]
@@ -234,6 +333,7 @@ class SlotScheduler:
         # Refill by half windows: one message then carries many slots.
         if not self._queue or room < max(1, min(len(self._queue), self.phase.window // 2)):
             return []
+        self._keep_lead()
         grants = tuple(map(self._grant, self._queue[:room]))
         del self._queue[:room]
         self._await(grants)
@@ -245,7 +345,7 @@ class SlotScheduler:
         for grant in grants if self._confirmed else ():
             for node in self._schedule.slots[grant.slot].transmitters:
                 for port in range(self._confirmed.get(node, 0)):
-                    self._awaited[_sender(node, port)].add(grant)
+                    self._unconfirmed[_sender(node, port)][grant] = self._now or 0
 
     def _grant(self, slot: int) -> Grant:
         # Attempts are counted through all cycles, so that each has its own name; tries begin anew with the phase.
@@ -267,10 +367,11 @@ class SlotScheduler:
             if self._schedule.cycle == 0 or enough:
                 return self._finish(None)
             self._phase_index -= self._schedule.cycle
+        self._keep_lead()
         if self.phase.paced:
             self._paced_start = self._next_start = max(self._next_start, self._paced_start + self._pace)
-        self._tries.clear()
-        self._queue = list(self.phase.slots)
+        self._rounds = 0
+        self._play_phase()
         return self._advance()
 
     def _finish(self, error: str | None) -> list[Action]:
