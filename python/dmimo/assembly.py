@@ -191,7 +191,9 @@ class Assembly:
         """The whole run."""
         nodes, window, slot_samples = tuple(self._nodes), self.testbed.slots.window, self.testbed.slots.slot_samples
         sync = self.synchronization
-        first = [] if sync is None else sync.first_phases()
+        first = [] if self.loop_delays is None else self.loop_delays.phases()
+        if sync is not None:
+            first += sync.first_phases()
         verified = self.plan.phases(window) if self.verifies else []
         if self.serves_many:
             verified = verified + self.multiuser_plan.phases(window)
@@ -204,7 +206,8 @@ class Assembly:
             return build_schedule(nodes, slot_samples, first + settling, [*again, *verified * self.watches], paced)
         if self.bidirectional is not None:
             pattern = self.bidirectional.pattern(window, verified)
-            return build_schedule(nodes, slot_samples, self.bidirectional.first_phases(window), pattern, paced=(0, 1),
+            first += self.bidirectional.first_phases(window)
+            return build_schedule(nodes, slot_samples, first, pattern, paced=(0, 1),
                                   cycles=self.testbed.bidirectional.patterns)
         if sync is not None:
             first += sync.repeated_phases()
@@ -212,10 +215,17 @@ class Assembly:
         slots = beam_sweep.sweep_slots(nodes, self._aps, beams, self.order)
         return build_schedule(nodes, slot_samples, [*first, (beam_sweep.PHASE, window, slots), *verified])
 
+    @cached_property
+    def loop_delays(self) -> radio_plan.LoopDelays | None:
+        """What removes the loop delays of radios, None where there are none."""
+        return radio_plan.LoopDelays(self.testbed) if self.uses_radios else None
+
     def roles(self, name: str) -> list[Role]:
         """New roles of a node."""
         self._known(name)
-        roles: list[Role] = [] if self.synchronization is None else self.synchronization.roles(name)
+        roles: list[Role] = [] if self.loop_delays is None else [self.loop_delays.role(name)]
+        if self.synchronization is not None:
+            roles += self.synchronization.roles(name)
         if self.bidirectional is not None:
             roles += self.bidirectional.roles(name)
         if self.protocol == "sweep":
@@ -229,7 +239,9 @@ class Assembly:
     def collectors(self) -> dict[str, Collector]:
         """New collectors by name; each phase of the schedule belongs to one of them."""
         sync = self.synchronization
-        collectors: dict[str, Collector] = {} if sync is None else {"beamsync": sync.collector(self.watches)}
+        collectors: dict[str, Collector] = {} if self.loop_delays is None else self.loop_delays.collectors()
+        if sync is not None:
+            collectors["beamsync"] = sync.collector(self.watches)
         if self.bidirectional is not None:
             collectors |= self.bidirectional.collectors(self.schedule.slots)
         if self.protocol == "sweep":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Builds and runs the flowgraph of a testbed: scheduler, nodes, simulated network and what collects their results."""
+"""Builds and runs the flowgraph of a testbed: scheduler, nodes, radios or simulated network, collectors of results."""
 
 import os
 import time
@@ -26,7 +26,7 @@ POLL_S = 0.1
 
 
 class testbed_flowgraph(gr.top_block):
-    """The run of a testbed on a simulated network: synchronisation, calibration and verification, as it asks for.
+    """The run of a testbed, on a simulated network or on USRPs: synchronisation, calibration, verification, as it asks.
 
     Parameters
     ----------
@@ -45,10 +45,11 @@ class testbed_flowgraph(gr.top_block):
         bed, schedule = assembly.testbed, assembly.schedule
         slots = bed.slots
         self.assembly = assembly
-        self.network = assembly.network()
+        self.network = None if assembly.uses_radios else assembly.network()
+        self.radios = self._radios()
         self.scheduler = slot_scheduler(schedule, slots.max_attempts, slots.watchdog_s,
-                                        until_sample=round(duration_s * bed.samp_rate))
-        self.air = simulated_network(self.network)
+                                        until_sample=round(duration_s * bed.samp_rate), **self._timing())
+        self.air = None if self.network is None else simulated_network(self.network)
         self.collectors = {name: self._collector(name, member, calibration_file)
                            for name, member in assembly.collectors().items()}
         self.nodes = [self._node(config, recorder) for config in bed.nodes]
@@ -56,11 +57,29 @@ class testbed_flowgraph(gr.top_block):
         self._connect_messages()
         self._pin()
 
+    def _radios(self) -> dict[str, gr.hier_block2]:
+        """Radios by name, none with a simulated network."""
+        if not self.assembly.uses_radios:
+            return {}
+        from .blocks.usrp_array import usrp_array  # needs UHD, and the simulation does not
+
+        return {name: usrp_array(settings, name) for name, settings in self.assembly.radios().items()}
+
+    def _timing(self) -> dict[str, object]:
+        """What the scheduler is told of radios."""
+        bed = self.assembly.testbed
+        if not self.assembly.uses_radios:
+            return {}
+        return {"radios": tuple(self.assembly.radios()), "samp_rate": bed.samp_rate, "lead_s": bed.usrp.lead_s,
+                "reactive_lead_s": bed.usrp.reactive_lead_s,
+                "confirmed": {config.name: config.num_ports for config in bed.nodes}}
+
     def _node(self, config: Node, recorder: Recorder | None) -> node:
-        assembly = self.assembly
-        return node(config.name, config.num_ports, assembly.schedule, assembly.roles(config.name),
-                    assembly.testbed.samp_rate, recorder=None if recorder is None else recorder.nodes[config.name],
-                    **assembly.faults(config.name))
+        assembly, bed = self.assembly, self.assembly.testbed
+        options = assembly.faults(config.name) if self.radios == {} else {
+            "fill": False, "amplitude": bed.usrp.tx_amplitude}
+        return node(config.name, config.num_ports, assembly.schedule, assembly.roles(config.name), bed.samp_rate,
+                    recorder=None if recorder is None else recorder.nodes[config.name], **options)
 
     def _collector(self, name: str, member: Collector, calibration_file: str) -> collector:
         match name:
@@ -74,10 +93,17 @@ class testbed_flowgraph(gr.top_block):
 
     def _connect_streams(self) -> None:
         for member, config in zip(self.nodes, self.assembly.testbed.nodes, strict=True):
+            for own, place in enumerate(self._places(config)):
+                self.connect((member, own), place)
+                self.connect(place, (member, own))
+
+    def _places(self, config: Node) -> list[tuple[gr.basic_block, int]]:
+        """Block and number of the streams that the ports of a node send to and receive from."""
+        if self.air is not None:
             ports = self.network.ports(config.name)
-            for own, port in enumerate(range(ports.start, ports.stop)):
-                self.connect((member, own), (self.air, port))
-                self.connect((self.air, port), (member, own))
+            return [(self.air, port) for port in range(ports.start, ports.stop)]
+        (radio,) = (radio for radio in self.radios.values() if config.name in radio.settings.nodes)
+        return [(radio, port) for port in radio.settings.streams(config.name)]
 
     def _connect_messages(self) -> None:
         collectors = self.collectors.values()
@@ -90,7 +116,13 @@ class testbed_flowgraph(gr.top_block):
             self.msg_connect(self.scheduler, "phases", block, "phases")
             self.msg_connect(block, "products", self.scheduler, "products")
             self.msg_connect(block, "error", self.scheduler, "status")
-        self.msg_connect(self.air, "error", self.scheduler, "status")
+        for radio in self.radios.values():
+            self.msg_connect(self.scheduler, "control", radio, "control")
+            self.msg_connect(radio, "status", self.scheduler, "status")
+            for member in self.nodes:
+                self.msg_connect(radio, "events", member, "events")
+        if self.air is not None:
+            self.msg_connect(self.air, "error", self.scheduler, "status")
 
     def members(self) -> dict[str, Collector]:
         """The collectors behind the blocks, by name."""
@@ -101,7 +133,8 @@ class testbed_flowgraph(gr.top_block):
         for each message costs more than it gains."""
         processor = [common_processor()]
         members = [block for member in self.nodes for block in member.members()]
-        for block in (self.scheduler, self.air, *self.collectors.values(), *members):
+        air = [] if self.air is None else [self.air]
+        for block in (self.scheduler, *air, *self.collectors.values(), *members):
             block.set_processor_affinity(processor)
 
 

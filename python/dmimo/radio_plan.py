@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""From a testbed file to what its radios are set to: which channels and settings each node's ports get."""
+"""From a testbed file to what its radios are set to, and to what removes their loop delays."""
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 
+from .protocols import loop_delay
+from .protocols.slots import Collector, Role, Slot
 from .radio_settings import RadioPort, RadioSettings
 from .testbed import Node, Radio, Testbed
 from .testbed_sections import per_port
@@ -57,3 +60,40 @@ def _ports(bed: Testbed, node: Node, own: tuple[int, ...]) -> list[RadioPort]:
         "lo_offset_hz": (radio.lo_offset_hz,) * num, "tx_gain_db": tx_gains_db, "rx_gain_db": rx_gains_db,
         "tx_antenna": per_port(radio.tx_antennas, num, ""), "rx_antenna": per_port(radio.rx_antennas, num, "")}
     return [RadioPort(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+
+
+class LoopDelays:
+    """What removes the delays between transmitters and receivers: measured in a run's first phase, or given.
+
+    Parameters
+    ----------
+    bed : Testbed
+        With a `usrp` section.
+    """
+
+    def __init__(self, bed: Testbed):
+        self._bed = bed
+
+    @cached_property
+    def plan(self) -> loop_delay.LoopDelayPlan | None:
+        """Plan of the measurement, None where the delays are given."""
+        bed = self._bed
+        if bed.usrp.loop_delay == "given":
+            return None
+        num_ports = {node.name: node.num_ports for node in bed.nodes}
+        return loop_delay.LoopDelayPlan(tuple(num_ports), num_ports, bed.slots.slot_samples)
+
+    def phases(self) -> list[tuple[str, int, list[Slot]]]:
+        """Phases of the measurement."""
+        return [] if self.plan is None else [(loop_delay.PHASE, self._bed.slots.window, self.plan.slots())]
+
+    def role(self, name: str) -> Role:
+        """New role of a node."""
+        if self.plan is not None:
+            return loop_delay.LoopDelayRole(name, self.plan)
+        node = self._bed.node(name)
+        return loop_delay.GivenDelays(per_port(node.radio.loop_delays_samples, node.num_ports, 0))
+
+    def collectors(self) -> dict[str, Collector]:
+        """New collectors by name."""
+        return {} if self.plan is None else {loop_delay.PHASE: loop_delay.LoopDelayCollector(self.plan)}

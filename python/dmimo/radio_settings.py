@@ -3,7 +3,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 MAX_CARRIER_ERROR_HZ = 1e-4  # ten times what a float resolves at 100 GHz; 0.04 degree in a second
@@ -77,10 +77,23 @@ class RadioSettings:
         if twice:
             raise ValueError(f"channel {', '.join(map(str, twice))}: must belong to one port only")
 
+    def streams(self, node: str) -> range:
+        """Numbers of a node's streams among those of all ports."""
+        names = list(self.nodes)
+        first = sum(len(self.nodes[name]) for name in names[: names.index(node)])
+        return range(first, first + len(self.nodes[node]))
+
     @property
     def ports(self) -> list[RadioPort]:
         """Ports of all nodes, one node after the other."""
         return [port for ports in self.nodes.values() for port in ports]
+
+    def retuned(self, center_freq: float | None) -> "RadioSettings":
+        """The same with this carrier for all ports [Hz]; None changes nothing."""
+        if center_freq is None:
+            return self
+        nodes = {name: [replace(port, center_freq=center_freq) for port in own] for name, own in self.nodes.items()}
+        return replace(self, nodes=nodes)
 
 
 class Tuned(NamedTuple):

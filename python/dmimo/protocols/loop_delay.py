@@ -178,6 +178,25 @@ class LoopDelayRole:
             self.receive_delays = delays.astype(np.int64)
 
 
+class GivenDelays:
+    """Loop delays that are known; takes part in no slot.
+
+    Parameters
+    ----------
+    delays : sequence of int
+        Of the node's ports [samples].
+    """
+
+    purposes: frozenset[str] = frozenset()
+    reactive = False
+
+    def __init__(self, delays: Sequence[int]):
+        self.receive_delays = np.array(delays, np.int64)
+
+    def update(self, product: Product) -> None:
+        """Nothing: the delays are known."""
+
+
 class LoopDelayCollector:
     """Checks what the ports have measured and publishes the delays to remove.
 
