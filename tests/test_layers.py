@@ -60,6 +60,13 @@ LAYERS = {
     "blocks": ({"blocks", "core", "simulation", "protocols", "assembly", "calibration_files"}
                | RADIO | RECORDINGS | FILES, {"numpy", "gnuradio", "pmt"}),
     "flowgraphs": ({"blocks", "core", "protocols", "assembly", "reports"} | RECORDINGS | FILES, {"gnuradio"}),
+    "hosts": (TESTBED, set()),
+    "hosts_link": ({"blocks", "hosts"}, {"gnuradio", "pmt"}),
+    "hosts_flowgraphs": ({"blocks", "protocols", "assembly", "flowgraphs"} | RECORDINGS | FILES,
+                         {"numpy", "gnuradio", "pmt"}),
+    "hosts_coordinator": ({"blocks", "assembly", "flowgraphs", "hosts", "hosts_flowgraphs", "hosts_link"} | RECORDINGS
+                          | FILES, set()),
+    "hosts_node": ({"blocks", "assembly", "flowgraphs", "hosts", "hosts_flowgraphs", "hosts_link"} | FILES, set()),
     "": (set(), set()),
 }  # fmt: skip
 DYNAMIC = {"import_module", "__import__", "exec", "eval"}
