@@ -48,6 +48,16 @@ def next_common_second(seconds: int, rate: Fraction) -> int:
     return -(-seconds // rate.denominator) * rate.denominator
 
 
+def common_second(edges: Sequence[tuple[int, float]]) -> int:
+    """Whole second that most boards read at a PPS edge, one that is nearest to what they read."""
+    return Counter(_nearest(edges)).most_common(1)[0][0]
+
+
+def _nearest(edges: Sequence[tuple[int, float]]) -> list[int]:
+    # An edge that is latched early reads just less than its second.
+    return [seconds + round(fraction) for seconds, fraction in edges]
+
+
 def disagreeing_boards(edges: Sequence[tuple[int, float]], rate: Fraction) -> dict[int, str]:
     """Boards whose clocks read another time at a PPS edge than the others, or no whole second, and what they say.
 
@@ -67,11 +77,9 @@ def disagreeing_boards(edges: Sequence[tuple[int, float]], rate: Fraction) -> di
         with the first one.
     """
     tolerance_s = float(0.5 / rate)
-    # An edge that is latched early reads just less than its second.
-    nearest = [seconds + round(fraction) for seconds, fraction in edges]
-    common = Counter(nearest).most_common(1)[0][0] if nearest else 0
+    common = common_second(edges) if edges else 0
     wrong = {}
-    for board, (second, (seconds, fraction)) in enumerate(zip(nearest, edges, strict=True)):
+    for board, (second, (seconds, fraction)) in enumerate(zip(_nearest(edges), edges, strict=True)):
         if second != common:
             wrong[board] = f"reads {second} s at a PPS edge where others read {common} s"
         elif abs(seconds - second + fraction) > tolerance_s:

@@ -12,6 +12,7 @@ namespace {
 
 constexpr double DEFAULT_TICK_RATE = 200e6;
 constexpr double DEFAULT_RATE = 1e6;
+constexpr double MOST_SECONDS = 1e9;        // what is later never happens
 constexpr double LARGEST_CLOCK_OFFSET = 10; // seconds between boards that nobody has synchronised
 constexpr const char* DIRECTION_NAMES[] = {"rx", "tx"};
 
@@ -120,6 +121,11 @@ double Board::set_rate(Direction direction, size_t dsp, double rate)
 
 int64_t Board::offset()
 {
+    const auto jump = settings.clock_jump.find(index);
+    if (!_jumped && jump != settings.clock_jump.end() && network_now() >= fault_tick(jump->second.first)) {
+        _jumped = true;
+        _offset += std::llround(jump->second.second * _tick_rate);
+    }
     if (network_now() >= _pending_edge) {
         _offset = _pending_offset;
         _pending_edge = NEVER;
@@ -250,7 +256,13 @@ double Board::set_gain(Direction direction, size_t channel, double gain_db)
 
 bool Board::lo_locked(Direction direction, size_t channel) const
 {
-    return settings.lo_unlocked.count(index) == 0 && network_now() >= _lock_tick[direction][synthesizer(channel)];
+    return settings.lo_unlocked.count(index) == 0 && !within(settings.lo_lost, network_now()) &&
+           network_now() >= _lock_tick[direction][synthesizer(channel)];
+}
+
+bool Board::ref_locked() const
+{
+    return settings.unlocked.count(index) == 0 && !within(settings.ref_lost, network_now());
 }
 
 void Board::set_clock_source(const std::string& source)
@@ -293,12 +305,31 @@ uhd::usrp::subdev_spec_t Board::set_subdevices(Direction direction, const uhd::u
     return spec;
 }
 
+int64_t Board::fault_tick(double seconds) const
+{
+    if (!medium->first_stream || seconds > MOST_SECONDS)
+        return NEVER;
+    return medium->ticks(*medium->first_stream + std::llround(seconds * 1e9), _tick_rate);
+}
+
+bool Board::within(const std::map<size_t, Outage>& outages, int64_t network_tick) const
+{
+    const auto found = outages.find(index);
+    return found != outages.end() && network_tick >= fault_tick(found->second.begin) &&
+           network_tick < fault_tick(found->second.begin + found->second.duration);
+}
+
 int64_t Board::vanish_tick() const
 {
     const auto found = settings.vanish.find(index);
-    if (found == settings.vanish.end() || !medium->first_stream)
-        return NEVER;
-    return medium->ticks(*medium->first_stream + std::llround(found->second * 1e9), _tick_rate);
+    return found == settings.vanish.end() ? NEVER : fault_tick(found->second);
+}
+
+int64_t Board::last_given(int64_t network_tick) const
+{
+    if (within(settings.stalled, network_tick))
+        network_tick = fault_tick(settings.stalled.at(index).begin);
+    return std::min(network_tick, vanish_tick());
 }
 
 void Board::require_link() const

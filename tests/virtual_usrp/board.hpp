@@ -60,6 +60,9 @@ public:
     std::string name() const { return settings.serial + std::to_string(index); }
     bool vanished() const { return network_now() >= vanish_tick(); }
     int64_t vanish_tick() const;
+    // The last tick before `network_tick` at which the board's receivers gave samples.
+    int64_t last_given(int64_t network_tick) const;
+    bool ref_locked() const;
     // Throws, as control of a board without a link does, if it has vanished.
     void require_link() const;
 
@@ -74,6 +77,9 @@ public:
 
 private:
     int64_t offset();
+    // Network tick of a moment that faults are counted by: seconds after the first stream command.
+    int64_t fault_tick(double seconds) const;
+    bool within(const std::map<size_t, Outage>& outages, int64_t network_tick) const;
     int64_t last_edge(int64_t network_tick) const;
     // When a command that arrives now takes effect.
     int64_t execution();
@@ -99,6 +105,7 @@ private:
     int64_t _first_edge = 0;         // the last edge when the board was made
     int64_t _pending_edge = NEVER;   // PPS edge at which the offset becomes _pending_offset
     int64_t _pending_offset = 0;
+    bool _jumped = false;            // the fault has happened
     bool _timed = false;             // a command time is set
     uhd::time_spec_t _command_time;
     std::string _clock_source = "internal";

@@ -104,7 +104,7 @@ void Board::publish_board(const uhd::property_tree::sptr& tree, const uhd::fs_pa
     tree->create<uhd::sensor_value_t>(root / "sensors/ref_locked").set_publisher([this] {
         const Lock lock(medium->mutex);
         require_link();
-        return uhd::sensor_value_t("Ref", settings.unlocked.count(index) == 0, "locked", "unlocked");
+        return uhd::sensor_value_t("Ref", ref_locked(), "locked", "unlocked");
     });
 }
 

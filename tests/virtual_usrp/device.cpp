@@ -35,6 +35,7 @@ public:
     uhd::rx_streamer::sptr get_rx_stream(const uhd::stream_args_t& args) override
     {
         const Lock lock(_medium->mutex);
+        log_streamer("rx", args);
         auto stream = std::make_shared<RxStream>(places<RxStream::Source>(RX, args), args);
         _rx_streams.push_back(stream);
         return stream;
@@ -43,6 +44,7 @@ public:
     uhd::tx_streamer::sptr get_tx_stream(const uhd::stream_args_t& args) override
     {
         const Lock lock(_medium->mutex);
+        log_streamer("tx", args);
         auto stream = std::make_shared<TxStream>(places<TxStream::Sink>(TX, args), args, _messages);
         _tx_streams.push_back(stream);
         return stream;
@@ -90,6 +92,11 @@ private:
             chosen.push_back(all[channel]);
         }
         return chosen;
+    }
+
+    void log_streamer(const std::string& direction, const uhd::stream_args_t& args)
+    {
+        _boards.front()->write(LogLine("streamer").add("direction", direction).add("channels", args.channels.size()));
     }
 
     void publish_stream_command(const Board& board, size_t dsp)

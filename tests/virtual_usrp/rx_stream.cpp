@@ -2,6 +2,7 @@
 #include "rx_stream.hpp"
 
 #include <algorithm>
+#include <cmath>
 
 namespace virtual_usrp {
 
@@ -140,8 +141,8 @@ void RxStream::break_chain()
 
 int64_t RxStream::produced(const Channel& channel) const
 {
-    const int64_t now = std::min(channel.board->network_now(), channel.board->vanish_tick());
-    return floor_div(now - channel.network_start, channel.step);
+    const int64_t last = channel.board->last_given(channel.board->network_now());
+    return floor_div(last - channel.network_start, channel.step);
 }
 
 uint64_t RxStream::limit() const
@@ -220,6 +221,8 @@ size_t RxStream::ready(size_t wanted, uhd::rx_metadata_t& metadata)
             _faults.erase(_faults.begin());
             if (resumes > _next)
                 jump(resumes, metadata);
+            for (Channel& channel : _channels)
+                channel.device_start += std::llround(channel.board->settings.overflow_shift * channel.step);
             return 0;
         }
         available = std::min(available, fault);

@@ -2,6 +2,7 @@
 #include "settings.hpp"
 
 #include <algorithm>
+#include <limits>
 #include <sstream>
 #include <uhd/exception.hpp>
 
@@ -100,6 +101,25 @@ public:
         return values;
     }
 
+    // (seconds, board, third) of SECONDS:BOARD[:THIRD], nothing where the key is absent.
+    std::vector<double> board_fault(const std::string& key, double fallback)
+    {
+        std::vector<double> values = list(key);
+        if (values.size() == 2)
+            values.push_back(fallback);
+        if (!values.empty() && values.size() != 3)
+            refuse(key, text(key, ""), "SECONDS:BOARD, and a third number at most, are wanted");
+        return values;
+    }
+
+    std::map<size_t, Outage> outage(const std::string& key)
+    {
+        std::map<size_t, Outage> found;
+        if (const auto values = board_fault(key, std::numeric_limits<double>::infinity()); !values.empty())
+            found[static_cast<size_t>(values[1])] = {values[0], values[2]};
+        return found;
+    }
+
     BurstFaults bursts(const std::string& key) { return BurstFaults(key, text(key, "")); }
 
     void finish()
@@ -175,8 +195,14 @@ Settings::Settings(const uhd::device_addr_t& args)
     overflow = reader.list("overflow");
     std::sort(overflow.begin(), overflow.end());
     overflow_gap = reader.positive("overflow_gap", 0.01);
+    overflow_shift = reader.value("overflow_shift", 0);
     unlocked = reader.boards("unlocked");
     lo_unlocked = reader.boards("lo_unlocked");
+    ref_lost = reader.outage("ref_lost");
+    lo_lost = reader.outage("lo_lost");
+    stalled = reader.outage("stalled");
+    if (const auto jump = reader.board_fault("clock_jump", 0); !jump.empty())
+        clock_jump[static_cast<size_t>(jump[1])] = {jump[0], jump[2]};
     pps_missing = reader.boards("pps_missing");
     if (const auto skew = reader.pair("pps_skew"); !skew.empty())
         pps_skew[static_cast<size_t>(skew[0])] = static_cast<int64_t>(skew[1]);

@@ -25,6 +25,13 @@ private:
     std::set<std::pair<uint64_t, int>> _bursts; // board -1: every one
 };
 
+// A fault of a board that lasts for a while: SECONDS:BOARD[:DURATION], counted from the first stream command.
+struct Outage
+{
+    double begin;    // seconds
+    double duration; // seconds; infinite where none is given
+};
+
 struct Settings
 {
     explicit Settings(const uhd::device_addr_t& args);
@@ -67,10 +74,15 @@ struct Settings
     BurstFaults lost_ack;               // lost_ack=5: sent, but no BURST_ACK
     std::vector<double> overflow;       // overflow=0.5:2: seconds after the start of each stream
     double overflow_gap;                // overflow_gap=0.01: seconds that are lost then
+    double overflow_shift;              // overflow_shift=0: samples by which times are wrong after an overflow made up
     std::set<size_t> unlocked;          // unlocked=BOARD: ref_locked is false
     std::set<size_t> lo_unlocked;       // lo_unlocked=BOARD: lo_locked stays false
+    std::map<size_t, Outage> ref_lost;  // ref_lost=SECONDS:BOARD[:DURATION]: ref_locked is false for that time
+    std::map<size_t, Outage> lo_lost;   // lo_lost=SECONDS:BOARD[:DURATION]: lo_locked is false for that time
     std::map<size_t, int64_t> pps_skew; // pps_skew=BOARD:EDGES: takes a new time that many PPS edges late
     std::set<size_t> pps_missing;       // pps_missing=BOARD: never sees an edge
+    std::map<size_t, Outage> stalled;   // stalled=SECONDS:BOARD[:DURATION]: its receive streams give nothing
+    std::map<size_t, std::pair<double, double>> clock_jump; // clock_jump=SECONDS:BOARD:JUMP: by so many seconds, once
     std::map<size_t, double> vanish;    // vanish_after=SECONDS:BOARD after the first stream command
 
     size_t num_ports() const { return num_mboards * num_channels; }

@@ -5,14 +5,13 @@ All of them need the streamers: PPS time must be set after they exist, that is a
 """
 
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
 from gnuradio import uhd
 
 from ..radio_settings import RadioPort, RadioSettings, Tuned, carrier_faults
-from ..radio_time import disagreeing_boards, next_common_second, rate_ratio
+from ..radio_time import common_second, disagreeing_boards, next_common_second, position, rate_ratio
 
 INTERNAL = "internal"
 LOCK_TIMEOUT_S = 2.0
@@ -27,7 +26,7 @@ class RadioError(RuntimeError):
 
 
 class RadioStopped(Exception):
-    """A step was given up because the radio is to stop."""
+    """A step was given up because the radio is to stop; `RadioStart.wait` may raise it."""
 
 
 class RadioStart:
@@ -40,17 +39,20 @@ class RadioStart:
         One of each for a node, in the order of the settings.
     channels : sequence of (board, channel of the board)
         Of each channel of the radio.
-    stopping : threading.Event, optional
-        Set: every wait ends with `RadioStopped`.
+
+    Attributes
+    ----------
+    wait : callable(seconds)
+        What all waits are made of.
     """
 
     def __init__(self, settings: RadioSettings, sources: Sequence, sinks: Sequence,
-                 channels: Sequence[tuple[int, int]], stopping: threading.Event | None = None):
+                 channels: Sequence[tuple[int, int]]):
         self.settings, self.sources, self.sinks = settings, list(sources), list(sinks)
         self.channels = list(channels)
         self.boards = range(self.sources[0].get_num_mboards())
         self.rate = rate_ratio(settings.samp_rate)
-        self._stopping = stopping or threading.Event()
+        self.wait: Callable[[float], None] = time.sleep
         self._serials: dict[int, str] = {}
         for port, source, _, index in self.members():  # a board that has vanished can no longer be asked for it
             self._serials.setdefault(self.channels[port.channel][0], source.get_usrp_info(index)["mboard_serial"])
@@ -69,24 +71,35 @@ class RadioStart:
         """Device time [s]; for lead times, not for samples."""
         return self.sources[0].get_time_now(board).get_real_secs()
 
+    def boards_of(self, node: str) -> list[str]:
+        """Names of the boards on which a node has ports."""
+        boards = {self.channels[port.channel][0] for port in self.settings.nodes[node]}
+        return [self.board_name(board) for board in sorted(boards)]
+
+    def dead_boards(self) -> list[int]:
+        """Boards that do not answer when asked for their time."""
+        return [board for board in self.boards if not self._answers(board)]
+
+    def _answers(self, board: int) -> bool:
+        try:
+            self.now(board)
+        except RuntimeError:
+            return False
+        return True
+
     def now_samples(self) -> int:
-        """Device time in samples, rounded down."""
+        """Device time in samples."""
         moment = self.sources[0].get_time_now(0)
-        return math.floor((moment.get_full_secs() + moment.get_frac_secs()) * self.rate)
+        return position(moment.get_full_secs(), moment.get_frac_secs(), self.rate)[0]
 
     def soon(self, condition: Callable[[], bool], timeout_s: float = LOCK_TIMEOUT_S) -> bool:
-        """Whether a condition comes true within a time; RadioStopped if the radio is to stop meanwhile."""
+        """Whether a condition comes true within a time."""
         deadline = time.monotonic() + timeout_s
         while not condition():
             if time.monotonic() > deadline:
                 return False
-            self.pause(POLL_S)
+            self.wait(POLL_S)
         return True
-
-    def pause(self, seconds: float) -> None:
-        """Wait; RadioStopped if the radio is to stop meanwhile."""
-        if self._stopping.wait(seconds):
-            raise RadioStopped
 
     def unlocked_references(self) -> list[int]:
         """Boards that are not locked to an external reference."""
@@ -114,14 +127,18 @@ class RadioStart:
 
     def shift_time(self, seconds: int) -> None:
         """Shift the time of all boards by whole seconds at the next PPS edge, and verify it."""
-        if seconds == 0:
-            return
         if self.settings.time_source == INTERNAL:
             raise RadioError("time source internal: without a common PPS it cannot be aligned to other radios")
+        self.keep_time(seconds)
+
+    def keep_time(self, shift: int = 0) -> None:
+        """Set the time of all boards anew at a PPS edge, to what most of them read, and whole seconds more."""
+        if self.settings.time_source == INTERNAL:  # a single board: nothing that it could be held against
+            return
         self._wait_for_edge()
-        ((second, _), *_) = self.edges()
-        self.sources[0].set_time_next_pps(uhd.time_spec(second + 1 + seconds, 0.0))
-        self._check_new_time(second + 1 + seconds)
+        second = common_second(self.edges()) + 1 + shift
+        self.sources[0].set_time_next_pps(uhd.time_spec(second, 0.0))
+        self._check_new_time(second)
 
     def _wait_for_edge(self) -> None:
         """Return right after a PPS edge, so that all boards are told well before the next."""
@@ -130,18 +147,23 @@ class RadioStart:
             raise RadioError(f"{self.board_name(0)}: sees no PPS edge, time source {self.settings.time_source}")
 
     def _check_new_time(self, seconds: int) -> None:
-        self.pause(PPS_PERIOD_S)  # until every board has seen an edge with its new time
+        self.wait(PPS_PERIOD_S)  # until every board has seen an edge with its new time
         self.check_edges()
-        ((second, fraction), *_) = self.edges()
-        if not 0 <= second + round(fraction) - seconds <= 1:
-            raise RadioError(f"time source {self.settings.time_source}: the boards read {second + fraction:.3f} s at a "
-                             f"PPS edge, about one second after it was to be {seconds} s")
+        read = common_second(self.edges())
+        if not 0 <= read - seconds <= 1:
+            raise RadioError(f"time source {self.settings.time_source}: the boards read {read} s at the PPS edge after "
+                             f"their time was set to {seconds} s")
+
+    def unequal_edges(self) -> list[str]:
+        """Boards, by name, that read another time at a PPS edge than the others, or no whole second; and what."""
+        wrong = disagreeing_boards(self.edges(), self.rate)
+        return [f"{self.board_name(board)} {text}" for board, text in wrong.items()]
 
     def check_edges(self) -> None:
         """Whether all boards read the same whole second at a PPS edge; RadioError otherwise."""
-        wrong = disagreeing_boards(self.edges(), self.rate)
+        wrong = self.unequal_edges()
         if wrong:
-            raise RadioError("; ".join(f"{self.board_name(board)} {text}" for board, text in wrong.items()))
+            raise RadioError("; ".join(wrong))
 
     def edges(self) -> list[tuple[int, float]]:
         """What each board reads at one and the same PPS edge."""
@@ -154,7 +176,7 @@ class RadioStart:
         moment = self.sources[0].get_time_last_pps(board)  # UHD's times cannot be compared in Python
         return moment.get_full_secs(), moment.get_frac_secs()
 
-    def tune(self, settle_s: float = 0.1) -> None:
+    def tune(self) -> None:
         """Tune both directions of all ports at one device time, and check what came of it."""
         when = self.now() + TUNE_LEAD_S
         timed = [(radio, board) for radio in (self.sources[0], self.sinks[0]) for board in self.boards]
@@ -167,7 +189,8 @@ class RadioStart:
                 results.append((radio, index, radio.set_center_freq(request, index)))
         for radio, board in timed:
             radio.clear_command_time(board)
-        if not self.soon(lambda: self.now() >= when + settle_s, TUNE_LEAD_S + settle_s + LOCK_TIMEOUT_S):
+        settled = when + self.settings.settle_s
+        if not self.soon(lambda: self.now() >= settled, TUNE_LEAD_S + self.settings.settle_s + LOCK_TIMEOUT_S):
             raise RadioError(f"{self.board_name(0)}: the device time stands still at {self.now():.3f} s")
         self.check_locks()
         tuned = ([_tuned(*result) for result in results] for results in (tx, rx))
@@ -190,6 +213,27 @@ class RadioStart:
         """Wait until every synthesizer is locked; RadioError otherwise."""
         if not self.soon(lambda: not self.unlocked_synthesizers()):
             raise RadioError("; ".join(self.unlocked_synthesizers()))
+
+    def retune(self, settings: RadioSettings, now: bool) -> None:
+        """Take the carriers of these settings from now on, or from the next time that the radio is tuned."""
+        self.settings = settings
+        if now:
+            self.tune()
+
+    def set_gain(self, node: str, port: int, tx_db: float, rx_db: float) -> None:
+        """Set a port's gains [dB]; UHD rounds them, see `gains`."""
+        place = list(self.settings.nodes).index(node)
+        self.sinks[place].set_gain(tx_db, port)
+        self.sources[place].set_gain(rx_db, port)
+
+    def gains(self) -> list[tuple[float, float]]:
+        """Transmit and receive gain that each port really has [dB]: UHD rounds to its steps."""
+        return [(sink.get_gain(index), source.get_gain(index)) for _, source, sink, index in self.members()]
+
+    def halt(self) -> None:
+        """Let all receive streams end; `stream` begins them again."""
+        for source in self.sources:
+            source.issue_stream_cmd(uhd.stream_cmd(uhd.STREAM_MODE_STOP_CONTINUOUS))
 
     def stream(self) -> int:
         """Let all receive streams begin on one whole second; returns the sample that it is."""

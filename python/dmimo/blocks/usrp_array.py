@@ -5,8 +5,10 @@ from gnuradio import gr, uhd
 
 from ..radio_settings import RadioSettings, board_channels
 from ..radio_time import rate_ratio
+from .radio_control import radio_control
 from .radio_events import radio_events
 from .radio_start import INTERNAL, RadioError, RadioStart
+from .stream_clock import stream_clock
 
 # usrp_sink's event thread ends the process if a message of it finds no block to take it, and may outlive the flowgraph:
 # what listens to it is never given up.
@@ -20,17 +22,23 @@ class usrp_array(gr.hier_block2):
     nothing in between; receive streams carry `rx_time`. Each node has its own sink and source, so that bursts of
     different nodes need not come in a common order.
 
-    After the flowgraph has started, `begin` sets the boards' time at a PPS edge, checks it on each, tunes all ports at
-    one device time, checks locks and frequencies, and lets all receive streams begin on one whole second.
+    When the flowgraph starts, the boards' time is set at a PPS edge and checked on each, aligned to that of other
+    radios as the scheduler says, all ports are tuned at one device time, locks and frequencies are checked, and all
+    receive streams begin on one whole second. From then on the radio is watched, see `radio_control`.
 
     Parameters
     ----------
     settings : RadioSettings
+    name : str
+        Of the radio, in messages.
+    by_hand : bool
+        Take none of the steps: whoever made the block takes them with `radio`, a `RadioStart`.
 
     Messages
     --------
-    events : what became of bursts, see `radio_events`.
-    error : traceback of a failure in a handler.
+    control : from the scheduler: `align` {radio, seconds}, `end`.
+    events : what became of bursts, to all nodes, see `radio_events`.
+    status : to the scheduler: `radio_time`, `radio_begin`, `radio_epoch`, see `radio_control`, and errors as text.
 
     Raises
     ------
@@ -38,12 +46,13 @@ class usrp_array(gr.hier_block2):
         The device does not do what the settings ask for.
     """
 
-    def __init__(self, settings: RadioSettings):
+    def __init__(self, settings: RadioSettings, name: str = "radio", by_hand: bool = False):
         num_ports = len(settings.ports)
         signature = gr.io_signature(num_ports, num_ports, gr.sizeof_gr_complex)
         gr.hier_block2.__init__(self, "usrp_array", signature, signature)
-        for port in ("events", "error"):
+        for port in ("events", "status"):
             self.message_port_register_hier_out(port)
+        self.message_port_register_hier_in("control")
         self.settings = settings
         self._rate = rate_ratio(settings.samp_rate)
         streams = {name: uhd.stream_args("fc32", "", uhd.device_addr(""), [port.channel for port in ports])
@@ -65,6 +74,8 @@ class usrp_array(gr.hier_block2):
             raise RadioError("the boards' transmit and receive subdevices must be equally many")
         self.radio = RadioStart(settings, self.sources, self.sinks, self._channels)
         self._set_ports()
+        self.clocks = [stream_clock(settings.samp_rate) for _ in self.sources]
+        self.control = radio_control(name, self.radio, self.clocks, by_hand)
         self._connect()
 
     def _set_clocks(self) -> None:
@@ -106,33 +117,21 @@ class usrp_array(gr.hier_block2):
         for port, (_, source, sink, index) in enumerate(self.radio.members()):
             self.connect((self, port), (sink, index))
             self.connect((source, index), (self, port))
+        for source, clock in zip(self.sources, self.clocks, strict=True):
+            self.connect((source, 0), clock)
+            self.msg_connect(self.control, "end", clock, "end")
         for sink, listener in zip(self.sinks, self.listeners, strict=True):
             self.msg_connect(sink, "async_msgs", listener, "async_msgs")
             self.msg_connect(listener, "events", self, "events")
-            self.msg_connect(listener, "error", self, "error")
+        self.msg_connect(self, "control", self.control, "control")
+        self.msg_connect(self.control, "status", self, "status")
+        for block in (self.control, *self.clocks, *self.listeners):
+            self.msg_connect(block, "error", self, "status")
 
-    def begin(self, settle_s: float = 0.1) -> int:
-        """Set time, tune and let the streams begin; the flowgraph must be running, since that makes the streamers.
-
-        Parameters
-        ----------
-        settle_s : float
-            Between the tune and the check of the locks [s].
-
-        Returns
-        -------
-        int
-            First sample of all receive streams since the run's epoch, a whole second.
-
-        Raises
-        ------
-        RadioError
-            A board or channel is not what it must be; its name is in the message.
-        """
-        self.radio.check_references()
-        self.radio.set_time()
-        self.radio.tune(settle_s)
-        return self.radio.stream()
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch, the Unix time in microseconds at which it began; 0 before the first."""
+        return self.control.epoch
 
     def now(self) -> float:
         """Device time [s]; for lead times, not for samples."""
@@ -140,4 +139,33 @@ class usrp_array(gr.hier_block2):
 
     def gains(self) -> list[tuple[float, float]]:
         """Transmit and receive gain that each port really has [dB]: UHD rounds to its steps."""
-        return [(sink.get_gain(index), source.get_gain(index)) for _, source, sink, index in self.radio.members()]
+        return self.radio.gains()
+
+    def set_gain(self, node: str, port: int, tx_db: float, rx_db: float) -> None:
+        """Set the gains of a port [dB], see `gains` for what becomes of them. While the radio runs, a new epoch begins.
+
+        Raises
+        ------
+        ValueError
+            No such port.
+        """
+        ports = self.settings.nodes.get(node, ())
+        if not 0 <= port < len(ports):
+            known = ", ".join(f"{name} with {len(own)}" for name, own in self.settings.nodes.items())
+            raise ValueError(f"node = {node!r}, port = {port}: the radio has the nodes and numbers of ports {known}")
+        reason = f"gains of node {node}, port {port}, set to {tx_db:g} dB transmitting and {rx_db:g} dB receiving"
+        self.control.request(reason, lambda: self.radio.set_gain(node, port, tx_db, rx_db))
+
+    def retune(self, center_freq: float) -> None:
+        """Tune all ports to a carrier [Hz], at one device time. While the radio runs, a new epoch begins.
+
+        A radio that does not run is tuned when it starts.
+
+        Raises
+        ------
+        ValueError
+            The frequency is not positive.
+        """
+        settings = self.settings = self.settings.retuned(center_freq)
+        self.control.request(f"all ports tuned to {center_freq / 1e6:g} MHz",
+                             lambda: self.radio.retune(settings, self.control.running))

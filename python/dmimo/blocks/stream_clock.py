@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Whether a receive stream goes on, and whether its time does."""
+
+import numpy as np
+import pmt
+
+from ..radio_time import rate_ratio
+from .guard import guarded
+from .lean import lean_sync_block
+from .timetags import RX_TIME, sample_from_pmt
+
+CHUNK = 8192  # samples that are looked at in one call
+
+
+class stream_clock(lean_sync_block):
+    """Counts the samples of a stream and holds its `rx_time` tags against that count.
+
+    A discontinuity that only loses samples is what every overflow is. One after which the time lies off the sample
+    grid or before that of the samples already received has lost the time itself.
+
+    Parameters
+    ----------
+    samp_rate : float
+
+    Attributes
+    ----------
+    num_samples : int
+        Received since the start of the flowgraph.
+    fault : str or None
+        What was wrong with the time of the last discontinuity that lost it; to be reset by who reads it.
+
+    Messages
+    --------
+    end : `end` ends the block, so that a flowgraph without other work to do can end.
+    error : traceback of a failure.
+    """
+
+    def __init__(self, samp_rate: float):
+        lean_sync_block.__init__(self, "stream_clock", [np.complex64], None)
+        self.set_output_multiple(CHUNK)
+        self._rate = rate_ratio(samp_rate)
+        self.start_again()
+        self.message_port_register_in(pmt.intern("end"))
+        self.set_msg_handler(pmt.intern("end"), self.handle_end)
+        self.message_port_register_out(pmt.intern("error"))
+
+    def start_again(self) -> None:
+        """Forget what came before: samples are counted from zero."""
+        self.num_samples, self.fault = 0, None
+        self._ended = False
+        self._expected: tuple[int, int] | None = None  # offset and sample of the last tag
+
+    def start(self):
+        """Item counters begin again with every start of the flowgraph."""
+        self.start_again()
+        return super().start()
+
+    @guarded
+    def handle_end(self, message):
+        """Let the block be done when it is called next."""
+        self._ended = True
+
+    @guarded
+    def work(self, input_items, output_items):
+        """Count the samples and look at the times."""
+        if self._ended:
+            return -1
+        count = len(input_items[0])
+        for tag in sorted(self.get_tags_in_window(0, 0, count, RX_TIME), key=lambda tag: tag.offset):
+            self._compare(tag.offset, tag.value)
+        self.num_samples += count
+        return count
+
+    def _compare(self, offset: int, value) -> None:
+        try:
+            sample = sample_from_pmt(value, self._rate)
+        except ValueError as error:
+            self.fault, self._expected = str(error), None
+            return
+        if self._expected is not None:
+            expected = self._expected[1] + offset - self._expected[0]
+            if sample < expected:
+                self.fault = f"time went back by {expected - sample} samples to sample {sample}"
+        self._expected = offset, sample
