@@ -35,6 +35,8 @@ SYNC = "{version: 1, nodes: [{name: ap1}, {name: ap2}, {name: ue1, kind: ue}], b
 SYNC = Assembly(testbed.parse(SYNC), protocol="sync")
 TDD = "{version: 1, nodes: [{name: ap1}, {name: ap2}, {name: ue1, kind: ue}], bidirectional: {max_cfo_hz: 300}}"
 TDD = Assembly(testbed.parse(TDD))
+RADIO = "{version: 1, frontend: usrp, usrp: {radios: [{}]}, nodes: [{name: ap1}, {name: ap2}, {name: ap3}]}"
+RADIO = Assembly(testbed.parse(RADIO))
 EXCHANGE = OfdmExchange.from_numbers(1e6, 2, 2, 512, fft_size=256, cp_samples=32, num_subcarriers=192)
 # What a constructor gets here where the description leaves it to the user's flowgraph. The name of the block is in
 # front where it needs another than all others.
@@ -46,6 +48,7 @@ SAMPLES = {
     "beamsync_monitor.assembly": lambda: SYNC,
     "bidirectional_calibrator.assembly": lambda: TDD,
     "bidirectional_monitor.assembly": lambda: TDD,
+    "loop_delay_monitor.assembly": lambda: RADIO,
     "schedule": lambda: SMALL.schedule,
     "roles": lambda: SMALL.roles("ap1"),
     "network": lambda: SMALL.network(),

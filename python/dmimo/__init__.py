@@ -25,6 +25,7 @@ _BLOCKS = (
     "channel_estimator",
     "conjugate_return",
     "frequency_corrector",
+    "loop_delay_monitor",
     "node",
     "ofdm_pilot_source",
     "ofdm_sounder",
