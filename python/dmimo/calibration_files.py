@@ -11,15 +11,16 @@ from .protocols.slots import Collector
 from .records import save_calibration
 
 
-def write(assembly: Assembly, collectors: Mapping[str, Collector], path: str | Path) -> None:
+def write(assembly: Assembly, collectors: Mapping[str, Collector], path: str | Path, epoch: int = 0) -> None:
     """Write what the collectors of a run have calibrated; nothing where they have not."""
     if "bidirectional" in collectors:
-        write_bidirectional(assembly, collectors["bidirectional"].members["exchange"], path)
+        write_bidirectional(assembly, collectors["bidirectional"].members["exchange"], path, epoch)
     elif getattr(collectors.get("calibrator"), "calibration", None) is not None:
-        save_calibration(path, assembly.record(collectors["calibrator"].calibration))
+        save_calibration(path, assembly.record(collectors["calibrator"].calibration, epoch=epoch))
 
 
-def write_bidirectional(assembly: Assembly, exchange: BidirectionalCollector, path: str | Path) -> None:
+def write_bidirectional(assembly: Assembly, exchange: BidirectionalCollector, path: str | Path,
+                        epoch: int = 0) -> None:
     """Write the calibration of the TRPs to `path`, that of the UEs beside it, with `-ue` before the suffix, and
     `csi.h5` where channels were kept."""
     path = Path(path)
@@ -27,9 +28,9 @@ def write_bidirectional(assembly: Assembly, exchange: BidirectionalCollector, pa
         _write_csi(assembly, exchange, path.with_name("csi.h5"))
     if exchange.calibration is None:
         return
-    save_calibration(path, assembly.record(exchange.calibration))
+    save_calibration(path, assembly.record(exchange.calibration, epoch=epoch))
     beside = path.with_name(f"{path.stem}-ue{path.suffix}")
-    save_calibration(beside, assembly.record(exchange.ue_calibration, assembly.bidirectional.plan.ues))
+    save_calibration(beside, assembly.record(exchange.ue_calibration, assembly.bidirectional.plan.ues, epoch))
 
 
 def _write_csi(assembly: Assembly, exchange: BidirectionalCollector, path: Path) -> None:

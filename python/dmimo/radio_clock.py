@@ -128,15 +128,17 @@ class Radios:
         self._first[name] = sample
         self._epochs[name] = epoch
 
-    def new_epoch(self, name: str, epoch: int) -> None:
-        """A radio is in another epoch."""
+    def interrupted(self, name: str, epoch: int) -> None:
+        """A radio is in another epoch, and has yet to begin in it; its time is to be learnt anew."""
         self._known(name)
+        self._clocks[name] = RadioClock()
+        self._first.pop(name, None)
         self._epochs[name] = epoch
 
     @property
     def ready(self) -> bool:
-        """Whether all radios stream."""
-        return len(self._first) == len(self._clocks)
+        """Whether all radios stream, and have told their time."""
+        return len(self._first) == len(self._clocks) and all(clock.reports for clock in self._clocks.values())
 
     @property
     def first_sample(self) -> int:

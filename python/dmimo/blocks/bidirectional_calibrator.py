@@ -29,6 +29,7 @@ class bidirectional_calibrator(collector):
         collector.__init__(self, group, assembly.schedule.nodes, "bidirectional_calibrator")
         self._assembly, self._path = assembly, Path(filename) if filename else None
         self._saved = False
+        self._measured: tuple[SideCalibration | None, int] = None, 0  # calibration, and the epoch it was measured in
 
     @property
     def exchange(self) -> BidirectionalCollector:
@@ -45,6 +46,11 @@ class bidirectional_calibrator(collector):
         """Calibration of the UEs."""
         return self.exchange.ue_calibration
 
+    def finish(self, product) -> None:
+        """Note in which epoch the calibration was measured."""
+        if self.calibration is not self._measured[0]:
+            self._measured = self.calibration, self.epoch
+
     def ended(self) -> None:
         """Write the files."""
         self._save()
@@ -58,4 +64,4 @@ class bidirectional_calibrator(collector):
         if self._path is None or self._saved:
             return
         self._saved = True
-        write_bidirectional(self._assembly, self.exchange, self._path)
+        write_bidirectional(self._assembly, self.exchange, self._path, self._measured[1])

@@ -39,4 +39,4 @@ class calibrator(collector):
     def finish(self, product) -> None:
         """Write the calibration file."""
         if self._filename and self._sweeps.calibration is not None:
-            save_calibration(Path(self._filename), self._assembly.record(self._sweeps.calibration))
+            save_calibration(Path(self._filename), self._assembly.record(self._sweeps.calibration, epoch=self.epoch))

@@ -28,6 +28,7 @@ class collector(gr.basic_block):
         self._nodes = frozenset(nodes)
         self._results: dict[str, dict[str, dict[str, object]]] = {}
         self._grants: dict[str, list] = {}
+        self._identity: dict[str, int] = {}
         for port, handler in (("phases", self.handle_phases), ("results", self.handle_results)):
             self.message_port_register_in(pmt.intern(port))
             self.set_msg_handler(pmt.intern(port), handler)
@@ -44,6 +45,7 @@ class collector(gr.basic_block):
         elif kind == "product":
             self.member.update(messages.product(message))
         elif kind == "begin":
+            self._identity = {key: messages.get(message, key) for key in ("run", "epoch")}
             self._results.clear()
             self._grants.clear()
         elif kind == "end":
@@ -54,7 +56,8 @@ class collector(gr.basic_block):
     def handle_results(self, message):
         """Keep a node's results."""
         phase = messages.get(message, "phase")
-        if phase in self.member.phases:
+        ours = messages.run(message) in (self._identity.get("run"), None)
+        if ours and phase in self.member.phases:
             self._results.setdefault(phase, {})[messages.get(message, "node")] = messages.get(message, "values")
             self._produce(phase)
 
@@ -66,7 +69,12 @@ class collector(gr.basic_block):
         product = self.member.produce(phase, self._grants.pop(phase), heard)
         del self._results[phase]
         self.finish(product)
-        self.message_port_pub(PRODUCTS, messages.product_to_pmt(product))
+        self.message_port_pub(PRODUCTS, messages.product_to_pmt(product, **self._identity))
+
+    @property
+    def epoch(self) -> int:
+        """Epoch of the run under way: what is measured holds in it only."""
+        return self._identity.get("epoch", 0)
 
     def finish(self, product) -> None:
         """Hook: what a block does with a product before it is published."""

@@ -212,10 +212,16 @@ def _outcome(header, grants: Sequence[Grant], status: str):
     return pmt.dict_add(outcome, STATUS, OK if status == "ok" else pmt.intern(status))
 
 
-def ack(message) -> tuple[int, str, list[Grant], str]:
-    """Run, node, attempts and status of an `ack` message."""
-    run, node, status = [pmt.dict_ref(message, key, pmt.PMT_NIL) for key in (RUN, NODE, STATUS)]
-    return pmt.to_long(run), pmt.symbol_to_string(node), grants(message), pmt.symbol_to_string(status)
+def ack(message) -> tuple[str, list[Grant], str]:
+    """Node, attempts and status of an `ack` message."""
+    node, status = [pmt.dict_ref(message, key, pmt.PMT_NIL) for key in (NODE, STATUS)]
+    return pmt.symbol_to_string(node), grants(message), pmt.symbol_to_string(status)
+
+
+def run(message) -> int | None:
+    """Run that a message belongs to; None where it does not say."""
+    value = pmt.dict_ref(message, RUN, pmt.PMT_NIL)  # nil too where the message is no dictionary
+    return pmt.to_long(value) if pmt.is_integer(value) else None
 
 
 def product_to_pmt(product: Product, **fields):

@@ -82,6 +82,7 @@ class slot_scheduler(lean_message_block):
         if self._radio_names:
             self._options |= _leads(samp_rate, lead_s, reactive_lead_s)
         self._began = False
+        self._waiting_since = 0.0
         self._runs, self._pause_samples = runs, pause_samples
         self._epoch = epoch
         self._prepare(0, 0)
@@ -122,9 +123,11 @@ class slot_scheduler(lean_message_block):
         self._identity = {"run": run, "epoch": self._epoch}
         self._grant = messages.encode("grant", **self._identity)
 
-    def _begin(self) -> None:
+    def _begin_run(self, run: int, first_start: int) -> None:
         """Ask all nodes whether they hold the schedule."""
+        self._prepare(run, first_start)
         self._began = True
+        self._tell_time()
         self._tell_all(messages.encode("begin", hash=self._schedule.hash, **self._identity))
 
     def _tell_all(self, message) -> None:
@@ -137,8 +140,9 @@ class slot_scheduler(lean_message_block):
         super().start()
         if self._radio_names:
             self._radios = Radios(self._radio_names, self._samp_rate)
+            self._waiting_since = time.monotonic()
         else:
-            self._begin()
+            self._begin_run(0, 0)
         self._watchdog = threading.Thread(target=self._watch, name="slot_scheduler watchdog", daemon=True)
         self._watchdog.start()
         return True
@@ -170,10 +174,10 @@ class slot_scheduler(lean_message_block):
             return
         self._tell_time()
         self._events += 1
+        if messages.run(message) not in (self._identity["run"], None):
+            return  # of a run that is over
         if kind == "ack":
-            run, *acknowledged = messages.ack(message)
-            if run == self._identity["run"]:
-                self._act(self._machine.acknowledge(*acknowledged))
+            self._act(self._machine.acknowledge(*messages.ack(message)))
         elif kind == "sent":
             self._burst_sent(**messages.values(message))
         elif kind == "ready":
@@ -188,25 +192,29 @@ class slot_scheduler(lean_message_block):
             text = pmt.symbol_to_string(message) if pmt.is_symbol(message) else f"unexpected message {message}"
             self._act(self._machine.failed(text))
 
-    def _burst_sent(self, run: int, node: str, port: int, event: str, status: str, sample: int | None = None,
-                    **_) -> None:
+    def _burst_sent(self, node: str, port: int, event: str, status: str, sample: int | None = None, **_) -> None:
         """A node has told what its radio says of a burst."""
-        if run == self._identity["run"]:
-            self._act(self._machine.sent(node, port, sample, status, event == TOO_LATE))
+        self._act(self._machine.sent(node, port, sample, status, event == TOO_LATE))
 
     def _radio_status(self, kind: str, message) -> None:
         """A radio has told its time, or what has become of it."""
+        radio = messages.get(message, "radio")
         if self._radios is None:
-            self._act(self._machine.failed(f"radio {messages.get(message, 'radio')!r}: the scheduler was given none"))
+            self._act(self._machine.failed(f"radio {radio}: the scheduler was given no radios"))
         elif kind == "radio_time":
-            self._radios.report(messages.get(message, "radio"), messages.get(message, "sample"), time.monotonic())
+            self._radios.report(radio, messages.get(message, "sample"), time.monotonic())
             self._align()
         elif kind == "radio_begin":
-            self._radio_begun(*(messages.get(message, key) for key in ("radio", "sample", "epoch")))
+            if self._began:
+                self._interrupt(radio, "it has begun anew")
+            self._radios.begun(radio, messages.get(message, "sample"), messages.get(message, "epoch"))
         elif kind == "radio_epoch":
-            radio, epoch, reason = (messages.get(message, key) for key in ("radio", "epoch", "reason"))
-            self._radios.new_epoch(radio, epoch)
-            self._epoch_over(radio, reason)
+            self._radios.interrupted(radio, messages.get(message, "epoch"))
+            self._interrupt(radio, messages.get(message, "reason").removeprefix(f"radio {radio}: "))
+        if self._radios is not None and self._radios.ready and not (self._began or self._machine.finished):
+            self._epoch = self._radios.epoch
+            first = self._radios.first_sample + self._options["lead_samples"]
+            self._begin_run(self._identity["run"], max(self._machine.end_sample, first))
 
     def _align(self) -> None:
         """Tell the radios how to come to a common time, once they are known well enough."""
@@ -216,25 +224,15 @@ class slot_scheduler(lean_message_block):
         for radio, seconds in shifts.items():
             self.message_port_pub(CONTROL, messages.encode("align", radio=radio, seconds=seconds))
 
-    def _radio_begun(self, radio: str, sample: int, epoch: int) -> None:
-        self._radios.begun(radio, sample, epoch)
-        if self._began:
-            self._epoch_over(radio, "it has started anew")
-        elif self._radios.ready and not self._machine.finished:
-            self._epoch = self._radios.epoch
-            self._prepare(0, self._radios.first_sample + self._options["lead_samples"])
-            self._tell_time()
-            self._begin()
-
-    def _epoch_over(self, radio: str, reason: str) -> None:
-        """What was measured is of no use any more."""
+    def _interrupt(self, radio: str, reason: str) -> None:
+        """An epoch has ended: what was measured is of no use any more."""
         if not self._began or self._machine.finished:
             return
         if self._runs != 0:
             self._act(self._machine.failed(f"radio {radio}: its epoch has ended: {reason}"))
             return
-        self._epoch = self._radios.epoch
-        self._begin_next(max(self._machine.end_sample, self._radios.first_sample))
+        self._began, self._waiting_since = False, time.monotonic()
+        self._prepare(self._identity["run"] + 1, self._machine.end_sample)
 
     @guarded
     def handle_product(self, message):
@@ -242,7 +240,8 @@ class slot_scheduler(lean_message_block):
         self._tell_time()
         self._events += 1
         if messages.kind(message) == "product":
-            self._act(self._machine.produced(messages.product(message)))
+            if messages.run(message) in (self._identity["run"], None):
+                self._act(self._machine.produced(messages.product(message)))
         else:
             self.handle_status(message)
 
@@ -255,7 +254,8 @@ class slot_scheduler(lean_message_block):
         """First silence: query the nodes. Second: give up on what is missing."""
         self._tell_time()
         if not self._began:
-            self._act(self._machine.failed(f"{self._radios.missing()} within {self._radio_timeout_s:g} s"))
+            if time.monotonic() - self._waiting_since >= self._radio_timeout_s:
+                self._act(self._machine.failed(f"{self._radios.missing()} within {self._radio_timeout_s:g} s"))
         elif self._events != self._events_seen:
             self._events_seen, self._alive = self._events, None
         elif self._alive is None:
@@ -285,15 +285,10 @@ class slot_scheduler(lean_message_block):
                 case machine.Finished(error):
                     self._finish(error)
 
-    def _begin_next(self, first_start: int) -> None:
-        self._prepare(self._identity["run"] + 1, first_start)
-        self._tell_time()
-        self._begin()
-
     def _finish(self, error: str | None) -> None:
         run = self._identity["run"]
         if error is None and (self._runs == 0 or run + 1 < self._runs):
-            self._begin_next(self._machine.end_sample + self._pause_samples)
+            self._begin_run(run + 1, self._machine.end_sample + self._pause_samples)
             return
         self.error = error
         message = messages.encode("end", error=error or "", **self._identity)
