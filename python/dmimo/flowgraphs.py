@@ -18,7 +18,7 @@ from .blocks.simulated_network import simulated_network
 from .blocks.slot_scheduler import slot_scheduler
 from .blocks.verifier import verifier
 from .protocols.slots import Collector
-from .recording import Recorder
+from .recording import NodeRecorder, Recorder
 from .reports import Outcome
 from .testbed import Node
 
@@ -75,11 +75,7 @@ class testbed_flowgraph(gr.top_block):
                 "confirmed": {config.name: config.num_ports for config in bed.nodes}}
 
     def _node(self, config: Node, recorder: Recorder | None) -> node:
-        assembly, bed = self.assembly, self.assembly.testbed
-        options = assembly.faults(config.name) if self.radios == {} else {
-            "fill": False, "amplitude": bed.usrp.tx_amplitude}
-        return node(config.name, config.num_ports, assembly.schedule, assembly.roles(config.name), bed.samp_rate,
-                    recorder=None if recorder is None else recorder.nodes[config.name], **options)
+        return node_of(self.assembly, config, None if recorder is None else recorder.nodes[config.name])
 
     def _collector(self, name: str, member: Collector, calibration_file: str) -> collector:
         match name:
@@ -117,12 +113,16 @@ class testbed_flowgraph(gr.top_block):
             self.msg_connect(block, "products", self.scheduler, "products")
             self.msg_connect(block, "error", self.scheduler, "status")
         for radio in self.radios.values():
-            self.msg_connect(self.scheduler, "control", radio, "control")
-            self.msg_connect(radio, "status", self.scheduler, "status")
-            for member in self.nodes:
-                self.msg_connect(radio, "events", member, "events")
+            self._connect_radio(radio)
         if self.air is not None:
             self.msg_connect(self.air, "error", self.scheduler, "status")
+
+    def _connect_radio(self, radio: gr.hier_block2) -> None:
+        self.msg_connect(self.scheduler, "control", radio, "control")
+        self.msg_connect(radio, "status", self.scheduler, "status")
+        for member, config in zip(self.nodes, self.assembly.testbed.nodes, strict=True):
+            if config.name in radio.settings.nodes:
+                self.msg_connect(radio, "events", member, "events")
 
     def members(self) -> dict[str, Collector]:
         """The collectors behind the blocks, by name."""
@@ -176,6 +176,15 @@ def run(flowgraph: testbed_flowgraph, *, timeout_s: float = 3600.0,
     run = reports.Run(flowgraph.assembly, flowgraph.network, flowgraph.members(), error,
                       flowgraph.scheduler.releases, flowgraph.scheduler.end_sample)
     return Outcome(error, reports.report(run), run.estimate)
+
+
+def node_of(assembly: Assembly, config: Node, recorder: NodeRecorder | None = None) -> node:
+    """New block for a node of a testbed."""
+    bed = assembly.testbed
+    options = assembly.faults(config.name) if not assembly.uses_radios else {
+        "fill": False, "amplitude": bed.usrp.tx_amplitude}
+    return node(config.name, config.num_ports, assembly.schedule, assembly.roles(config.name), bed.samp_rate,
+                recorder=recorder, **options)
 
 
 def common_processor() -> int:
