@@ -59,14 +59,15 @@ LAYERS = {
     "reports_bidirectional": ({"core", "simulation", "protocols", "assembly"}, {"numpy"}),
     "blocks": ({"blocks", "core", "simulation", "protocols", "assembly", "calibration_files"}
                | RADIO | RECORDINGS | FILES, {"numpy", "gnuradio", "pmt"}),
-    "flowgraphs": ({"blocks", "core", "protocols", "assembly", "reports"} | RECORDINGS | FILES, {"gnuradio"}),
+    "flowgraphs": ({"blocks", "core", "protocols", "assembly", "reports"} | RADIO | RECORDINGS | FILES, {"gnuradio"}),
     "hosts": (TESTBED, set()),
     "hosts_link": ({"blocks", "hosts"}, {"gnuradio", "pmt"}),
-    "hosts_flowgraphs": ({"blocks", "protocols", "assembly", "flowgraphs"} | RECORDINGS | FILES,
-                         {"numpy", "gnuradio", "pmt"}),
-    "hosts_coordinator": ({"blocks", "assembly", "flowgraphs", "hosts", "hosts_flowgraphs", "hosts_link"} | RECORDINGS
-                          | FILES, set()),
+    "hosts_flowgraphs": ({"blocks", "protocols", "assembly", "flowgraphs"} | RADIO, {"numpy", "gnuradio", "pmt"}),
+    "hosts_coordinator": ({"blocks", "assembly", "flowgraphs", "hosts", "hosts_flowgraphs", "hosts_link"} | RADIO
+                          | RECORDINGS | FILES, {"gnuradio"}),
     "hosts_node": ({"blocks", "assembly", "flowgraphs", "hosts", "hosts_flowgraphs", "hosts_link"} | FILES, set()),
+    "doctor": ({"doctor", "core", "protocols", "blocks", "radio_plan"} | RADIO | TESTBED,
+               {"numpy", "scipy", "gnuradio", "pmt", "rich"}),
     "": (set(), set()),
 }  # fmt: skip
 DYNAMIC = {"import_module", "__import__", "exec", "eval"}

@@ -18,6 +18,7 @@ from .blocks.simulated_network import simulated_network
 from .blocks.slot_scheduler import slot_scheduler
 from .blocks.verifier import verifier
 from .protocols.slots import Collector
+from .radio_settings import RadioSettings
 from .recording import NodeRecorder, Recorder
 from .reports import Outcome
 from .testbed import Node
@@ -61,9 +62,12 @@ class testbed_flowgraph(gr.top_block):
         """Radios by name, none with a simulated network."""
         if not self.assembly.uses_radios:
             return {}
+        return {name: self._radio(name, settings) for name, settings in self.assembly.radios().items()}
+
+    def _radio(self, name: str, settings: RadioSettings) -> gr.hier_block2:
         from .blocks.usrp_array import usrp_array  # needs UHD, and the simulation does not
 
-        return {name: usrp_array(settings, name) for name, settings in self.assembly.radios().items()}
+        return usrp_array(settings, name)
 
     def _timing(self) -> dict[str, object]:
         """What the scheduler is told of radios."""

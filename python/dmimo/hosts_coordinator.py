@@ -9,19 +9,23 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import partial
+
+from gnuradio import gr
 
 from . import __version__, testbed
 from .assembly import Assembly
 from .blocks import messages
 from .blocks.host_bridge import host_bridge
 from .blocks.host_node import host_node
+from .blocks.host_radio import host_radio
 from .blocks.node import node
 from .flowgraphs import testbed_flowgraph
 from .hosts import LOST_AFTER, Gathering, Hello, HostError, Presence, Say, addresses, describe, without
-from .hosts_flowgraphs import FROM_AIR, RECORD, TO_AIR, Links, record
+from .hosts_flowgraphs import FROM_AIR, FROM_SCHEDULER, RECORD, TO_AIR, TO_SCHEDULER, Links, record
 from .hosts_link import LINK, Beater, Link, text
+from .radio_settings import RadioSettings
 from .recording import Recorder
 from .testbed import Node
 
@@ -135,13 +139,10 @@ class Coordinator:
             self._until(lambda: self._all_ready(deadline))
         return flowgraph
 
-    def bridge(self, host: str, name: str, inputs: Sequence[str], outputs: Sequence[str]) -> host_bridge:
-        """New bridge to the one of that name on a host."""
-        return self._ends[host].bridge(name, inputs, outputs)
-
-    def host_of(self, node: str) -> str | None:
-        """Host that a node runs on, None where it runs here."""
-        return next((host for host, nodes in self._settings.remote.items() if node in nodes), None)
+    def links(self, nodes: Iterable[str]) -> Links | None:
+        """What leads to the host that these nodes run on, None where they run here."""
+        here = set(nodes)
+        return next((self._ends[host] for host, own in self._settings.remote.items() if here.intersection(own)), None)
 
     def go(self) -> None:
         """Let the hosts run."""
@@ -291,13 +292,29 @@ class coordinated_flowgraph(testbed_flowgraph):
         self._coordinator = coordinator
         testbed_flowgraph.__init__(self, coordinator.assembly, calibration_file, duration_s, recorder)
 
-    def _node(self, config: Node, recorder: Recorder | None) -> node | host_node:
-        host = self._coordinator.host_of(config.name)
-        if host is None:
+    def _radio(self, name: str, settings: RadioSettings) -> gr.hier_block2 | host_radio:
+        links = self._coordinator.links(settings.nodes)
+        return super()._radio(name, settings) if links is None else links.radio(name, settings)
+
+    def _node(self, config: Node, recorder: Recorder | None) -> node | host_node | host_bridge:
+        links, assembly = self._coordinator.links([config.name]), self.assembly
+        if links is None:
             return super()._node(config, recorder)
-        bridge = self._coordinator.bridge(host, config.name, FROM_AIR, TO_AIR)
-        assembly = self._coordinator.assembly
+        if assembly.uses_radios:
+            return links.bridge(config.name, FROM_SCHEDULER, TO_SCHEDULER)
+        bridge = links.bridge(config.name, FROM_AIR, TO_AIR)
         return host_node(config.name, config.num_ports, assembly.schedule, assembly.testbed.samp_rate, bridge)
+
+    def _places(self, config: Node) -> list[tuple[gr.basic_block, int]]:
+        remote = self.assembly.uses_radios and self._coordinator.links([config.name]) is not None
+        return [] if remote else super()._places(config)
+
+    def _connect_radio(self, radio: gr.hier_block2 | host_radio) -> None:
+        if not isinstance(radio, host_radio):
+            super()._connect_radio(radio)
+            return
+        self.msg_connect(self.scheduler, "control", radio, "control")
+        self.msg_connect(radio, "status", self.scheduler, "status")
 
     def start(self, *args):
         """Start the hosts' parts, then this one."""

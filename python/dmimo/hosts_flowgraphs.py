@@ -10,12 +10,16 @@ from gnuradio import gr
 from .assembly import Assembly
 from .blocks import messages
 from .blocks.host_bridge import host_bridge
+from .blocks.host_radio import host_radio
+from .blocks.node import node
 from .blocks.role import role
-from .flowgraphs import common_processor
+from .flowgraphs import common_processor, node_of
 from .protocols.slots import Grant, Product
+from .radio_settings import RadioSettings
 
 TO_AIR = ("status", "results", "tx", "arm")  # ports of a role, without its `control` and `rx`
 FROM_AIR = ("control", "rx")
+TO_SCHEDULER, FROM_SCHEDULER = ("status", "results"), ("control",)  # of a node
 RECORD = "record"
 
 
@@ -35,6 +39,12 @@ class Links:
         """New bridge to the one of that name at the other end."""
         self._bridges[name] = host_bridge(name, self.send, inputs, outputs)
         return self._bridges[name]
+
+    def radio(self, name: str, settings: RadioSettings) -> host_radio:
+        """New bridge to a radio at the other end."""
+        key = radio_key(name)
+        self._bridges[key] = host_radio(key, settings, self.send)
+        return self._bridges[key]
 
     def deliver(self, to: str, message) -> None:
         """Publish a message from the other end by the bridge and port that it is for."""
@@ -82,6 +92,55 @@ def record(recorder, message) -> None:
             recorder.phase_done(messages.get(message, "phase"), messages.grants(message))
         case "product":
             recorder.product(messages.product(message))
+
+
+def radio_key(name: str) -> str:
+    """Name of a radio's bridge: a node may have the radio's name."""
+    return f"radio {name}"
+
+
+class radios_flowgraph(gr.top_block):
+    """Some nodes with their radios.
+
+    Parameters
+    ----------
+    assembly, nodes, links, record
+        See `roles_flowgraph`.
+    """
+
+    def __init__(self, assembly: Assembly, nodes: Sequence[str], links: Links, record: bool):
+        from .blocks.usrp_array import usrp_array  # needs UHD, and the simulation does not
+
+        gr.top_block.__init__(self, "radios")
+        self.schedule = assembly.schedule
+        self.nodes = {name: node_of(assembly, assembly.testbed.node(name),
+                                    RemoteRecorder(name, links.send) if record else None) for name in nodes}
+        self.radios = {name: usrp_array(settings, name) for name, settings in assembly.radios().items()
+                       if settings.nodes.keys() <= self.nodes.keys()}
+        self.bridges = [self._connect_node(name, block, links) for name, block in self.nodes.items()]
+        self.bridges += [self._connect_radio(name, block, links) for name, block in self.radios.items()]
+        parts = [part for block in self.nodes.values() for part in block.members()]
+        for block in (*self.bridges, *parts):
+            block.set_processor_affinity([common_processor()])
+
+    def _connect_node(self, name: str, block: node, links: Links) -> host_bridge:
+        bridge = links.bridge(name, TO_SCHEDULER, FROM_SCHEDULER)
+        self.msg_connect(bridge, "control", block, "control")
+        for port in TO_SCHEDULER:
+            self.msg_connect(block, port, bridge, port)
+        return bridge
+
+    def _connect_radio(self, name: str, radio, links: Links) -> host_bridge:
+        bridge = links.bridge(radio_key(name), ("status",), FROM_SCHEDULER)
+        self.msg_connect(bridge, "control", radio, "control")
+        self.msg_connect(radio, "status", bridge, "status")
+        for node_name in radio.settings.nodes:
+            block = self.nodes[node_name]
+            self.msg_connect(radio, "events", block, "events")
+            for own, stream in enumerate(radio.settings.streams(node_name)):
+                self.connect((block, own), (radio, stream))
+                self.connect((radio, stream), (block, own))
+        return bridge
 
 
 class roles_flowgraph(gr.top_block):

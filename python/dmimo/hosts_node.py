@@ -14,7 +14,7 @@ from .assembly import Assembly
 from .blocks import messages
 from .flowgraphs import batch_scheduling
 from .hosts import HostError, Presence, Say, addresses, describe, find, without
-from .hosts_flowgraphs import Links, roles_flowgraph
+from .hosts_flowgraphs import Links, radios_flowgraph, roles_flowgraph
 from .hosts_link import LINK, Beater, Link, text
 from .testbed import Testbed
 
@@ -115,7 +115,7 @@ class Member:
             self._beat()
             error = self._take_part()
         except Exception as problem:
-            error = f"{type(problem).__name__}: {problem}"
+            error = str(problem) if isinstance(problem, HostError) else f"{type(problem).__name__}: {problem}"
             raise
         finally:
             beater.stop()
@@ -128,7 +128,10 @@ class Member:
         message = self._next("start")
         if messages.kind(message) == "end":
             return text(message, "error") or None
-        flowgraph = self._flowgraph(message)
+        try:
+            flowgraph = self._flowgraph(message)
+        except (OSError, RuntimeError, ValueError) as problem:
+            raise HostError(f"its nodes could not be made: {' '.join(str(problem).split())}") from problem
         self._link.say(self._session, "ready", instance=self._instance, hash=flowgraph.schedule.hash)
         message = self._next("go")
         if messages.kind(message) == "end":
@@ -142,12 +145,14 @@ class Member:
             flowgraph.stop()
             flowgraph.wait()
 
-    def _flowgraph(self, message) -> roles_flowgraph:
+    def _flowgraph(self, message) -> roles_flowgraph | radios_flowgraph:
         """This host's part of the run that a `start` message describes."""
         keys = ("absent", "seed", "verify", "protocol", "record")
         absent, seed, verify, protocol, record = (messages.get(message, key) for key in keys)
         bed = replace(without(self._bed, absent) if absent else self._bed, seed=seed)
-        return roles_flowgraph(Assembly(bed, verify, protocol), self._settings.remote[self._host], self._ends, record)
+        assembly = Assembly(bed, verify, protocol)
+        kind = radios_flowgraph if assembly.uses_radios else roles_flowgraph
+        return kind(assembly, self._settings.remote[self._host], self._ends, record)
 
     def _next(self, kind: str):
         """The next message of the link of this kind, or the `end`."""

@@ -10,8 +10,12 @@ from .guard import guarded
 from .host_endpoint import PIECE, pieces
 from .lean import lean_message_block
 
-LINK, END, ERROR = (pmt.intern(name) for name in ("link", "end", "error"))
+LINK, STATUS, END, ERROR = (pmt.intern(name) for name in ("link", "status", "end", "error"))
 FAILURE = "failure"
+
+
+def _failure(text: str):
+    return messages.encode(FAILURE, text=pieces(text))
 
 
 class host_bridge(lean_message_block):
@@ -42,11 +46,22 @@ class host_bridge(lean_message_block):
         for port in dict.fromkeys([*outputs, "end", "error"]):
             self.message_port_register_out(pmt.intern(port))
 
+    def members(self):
+        """This block, where it stands for a `node`: for a common processor affinity."""
+        return [self]
+
     def deliver(self, port: str, message) -> None:
         """Publish a message from the other host, once the flowgraph runs; from any thread."""
         if port not in self._outputs:
             raise ValueError(f"message for port {port!r} of {self.name()}: has {sorted(self._outputs)}")
         self._post(LINK, pmt.cons(pmt.intern(port), message))
+
+    def handle_error(self, text: str) -> None:
+        """Tell the scheduler, here or at the other end."""
+        if "status" in self._outputs:
+            self.message_port_pub(STATUS, pmt.intern(text))
+        else:
+            self._send(f"{self._prefix}status", _failure(text))
 
     @guarded
     def handle_link(self, message):
@@ -68,7 +83,7 @@ class host_bridge(lean_message_block):
     def handle_status(self, message):
         """Pass on acknowledgements, and errors, which are symbols of any length."""
         if pmt.is_symbol(message):
-            message = messages.encode(FAILURE, text=pieces(pmt.symbol_to_string(message)))
+            message = _failure(pmt.symbol_to_string(message))
         self._send(f"{self._prefix}status", message)
 
     @guarded

@@ -41,7 +41,7 @@ class host_node(gr.hier_block2):
         self.msg_connect(self.receiver, "bursts", bridge, "rx")
         self.msg_connect(bridge, "results", self, "results")
         self.msg_connect(bridge, "status", self, "status")
-        failing = [bridge, self.receiver, *([self.transmitter] if num_ports > 1 else [])]
+        failing = [self.receiver, *([self.transmitter] if num_ports > 1 else [])]
         for block in failing:
             self.msg_connect(block, "error", self, "status")
 
