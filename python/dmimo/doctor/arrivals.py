@@ -12,6 +12,7 @@ BURST_SAMPLES = 1024
 # Of the tone that a receiver hears before and after its tune, in cycles per sample: neither is the image of the other
 # at the opposite frequency, and none lies at the leakage of the local oscillator.
 BEFORE_CYCLES, AFTER_CYCLES = -1 / 32, 3 / 32
+MIN_GAP_SAMPLES = 32  # between the tones; a shorter one is not told from none
 
 
 class Arrivals(NamedTuple):
@@ -86,15 +87,18 @@ def tune_moment(y: ArrayLike) -> TuneMoment:
     """
     y = np.asarray(y, complex)
     n = np.arange(y.size)
-    end = _length(y * np.exp(-2j * np.pi * BEFORE_CYCLES * n))
-    begin = y.size - _length((y * np.exp(-2j * np.pi * AFTER_CYCLES * n))[::-1])
+    old, new = (_energy(turned) for turned in (y * np.exp(-2j * np.pi * BEFORE_CYCLES * n),
+                                               (y * np.exp(-2j * np.pi * AFTER_CYCLES * n))[::-1]))
+    end, begin = int(np.argmax(old)) + 1, y.size - int(np.argmax(new)) - 1
+    if begin - end < MIN_GAP_SAMPLES and 0 < end < y.size:
+        # No gap: the first samples of one tone may look like more of the other one, so both are fitted together.
+        end = begin = int(np.argmax(old[:-1] + new[-2::-1])) + 1
     new = (y * np.exp(-2j * np.pi * AFTER_CYCLES * n))[begin:]
     power = np.abs(new.mean()) ** 2
     noise = max(np.mean(np.abs(new) ** 2) - power, np.finfo(float).tiny)
     return TuneMoment(end, begin, float(10 * np.log10(max(power, np.finfo(float).tiny) / noise)))
 
 
-def _length(steady: NDArray) -> int:
-    """For how many samples from the first on a constant lasts."""
-    energy = np.abs(np.cumsum(steady)) ** 2 / np.arange(1, steady.size + 1)
-    return int(np.argmax(energy)) + 1
+def _energy(steady: NDArray) -> NDArray:
+    """Energy that a constant explains if it lasts for 1, 2, ... samples."""
+    return np.abs(np.cumsum(steady)) ** 2 / np.arange(1, steady.size + 1)

@@ -10,14 +10,14 @@ import re
 INSTALL_UHD = ("Install GNU Radio with its USRP blocks and UHD: sudo apt install gnuradio uhd-host. They belong to the "
                "system's interpreter: run /usr/bin/python3 apps/dmimo, or make the virtual environment with "
                "--system-site-packages.")
-NO_USRP_SECTION = "add a section usrp to {file}, for example\n\n{snippet}\n"
-SNIPPET = """\
+NO_USRP_SECTION = """\
+add a section usrp with its radios, and to each node the channels that are its ports, such as
+
 usrp:
   radios:
     - {name: rack, args: "type=b200", clock_source: external, time_source: external}
 nodes:
-  - {name: ap1, num_ports: 2, radio: {name: rack, channels: [0, 1]}}
-"""
+  - {name: ap1, num_ports: 2, radio: {name: rack, channels: [0, 1]}}"""
 
 _FAMILIES = {"b2": "b200", "x3": "x300", "n3": "n3xx", "x4": "x4xx", "e3": "e3xx", "n2": "usrp2", "usrp2": "usrp2"}
 

@@ -76,9 +76,16 @@ class Examination:
 
     def reason_to_skip(self, check: Check) -> str:
         """Why a check would mean nothing after those before it; empty where it would not."""
+        missing = self._missing(check)
+        return f"means nothing without: {', '.join(dict.fromkeys(missing))}" if missing else ""
+
+    def _missing(self, check: Check) -> list[str]:
+        """Titles of the checks without which this one means nothing: those where the trouble begins."""
         status = {result.check: result.status for result in self.results}
-        missing = [need for need in check.needs if status.get(need) != "passed"]
-        return f"needs: {', '.join(TITLES[need] for need in missing)}" if missing else ""
+        found = []
+        for need in (one for one in CHECKS if one.key in check.needs and status.get(one.key) != "passed"):
+            found += self._missing(need) or [need.title]
+        return found
 
     def remaining(self) -> list[Check]:
         """Checks without a result."""

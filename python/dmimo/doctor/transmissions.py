@@ -87,11 +87,12 @@ def _judge_paths(patient: Patient, rounds: np.ndarray, paths: Paths) -> Result:
              if paths.delay_samples[paths.heard[:, row], row].min() < -MAX_JITTER_SAMPLES]
     if early:
         return failed("timed_burst", f"heard before their time: {'; '.join(early)}", fixes.streams())
-    delays = {name: round(float(paths.delay_samples[row, row]), 2) for row, name in enumerate(names)
+    delays = {name: round(float(paths.delay_samples[row, row]), 2) + 0.0 for row, name in enumerate(names)
               if paths.heard[row, row]}
     wrong = _wrong_delays(patient, delays)
     values = {"loop_delay_samples": delays, "heard": paths.heard.tolist(),
-              "snr_db": np.where(paths.heard, paths.snr_db, np.nan).round(1).tolist()}
+              "snr_db": [[round(float(snr_db), 1) if heard else None for heard, snr_db in zip(*row, strict=True)]
+                         for row in zip(paths.heard, paths.snr_db, strict=True)]}
     if wrong:
         return failed("timed_burst", "; ".join(wrong), fixes.wrong_delay(), **values)
     return passed("timed_burst", f"all {len(names)} ports sent at their time; {_delay_words(delays, names)}", **values)
@@ -138,7 +139,7 @@ def timed_tune(patient: Patient) -> Result:
     bench.radio.tune()
     if wrong:
         return failed("timed_tune", "; ".join(wrong), fixes.timed_tune(patient.kind), **values)
-    return passed("timed_tune", f"settled {', '.join(words)}", **values)
+    return passed("timed_tune", f"at the new frequency {', '.join(words)}", **values)
 
 
 def _micro(seconds: float) -> str:

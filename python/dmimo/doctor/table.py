@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""An examination as a table for the terminal."""
+
+from rich.console import Group, RenderableType
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from .results import CHECKS, TITLES, Check, Examination, Result
+
+MARKS = {"passed": ("passed", "green"), "failed": ("FAILED", "bold red"), "skipped": ("skipped", "dim")}
+
+
+def examination_table(examination: Examination, running: Check | None = None) -> Table:
+    """One row for each check with what was found, and what to do where it failed; the running one turns."""
+    table = Table(title=Text(f"Radio {examination.name}"), caption=Text(examination.device_args or "any device"),
+                  title_justify="left", caption_justify="left", show_lines=any(map(_failed, examination.results)))
+    table.add_column("check", no_wrap=True)
+    table.add_column("result", no_wrap=True)
+    table.add_column("finding, and what to do", ratio=1)
+    for result in examination.results:
+        word, style = MARKS[result.status]
+        table.add_row(TITLES[result.check], Text(word, style), _finding(result))
+    if running is not None:
+        table.add_row(running.title, Spinner("dots"), "")
+        for check in CHECKS[len(examination.results) + 1:]:
+            table.add_row(Text(check.title, "dim"), "", "")
+    return table
+
+
+def _failed(result: Result) -> bool:
+    return result.status == "failed"
+
+
+def _finding(result: Result) -> RenderableType:
+    if result.status == "failed":
+        return Group(Text(result.measured), Text.assemble(("fix: ", "bold yellow"), result.fix))
+    return Text(result.measured, "dim" if result.status == "skipped" else "")
