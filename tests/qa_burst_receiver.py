@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+import contextlib
+import importlib
+import itertools
+
 import numpy as np
 import pmt
 import pytest
 from gnuradio import blocks, dmimo, gr
 from gnuradio.dmimo.blocks import messages
 from gnuradio.dmimo.protocols.slots import Grant
-from graph import message_sink, run_until
+from graph import message_sink, run_until, wait_for
+
+burst_receiver = importlib.import_module("gnuradio.dmimo.blocks.burst_receiver")
 
 RATE = 1e6
 
@@ -80,25 +86,88 @@ def test_consecutive_tags_without_a_gap_lose_nothing():
     assert received[0][2] == "ok"
 
 
+class paused_source(gr.sync_block):
+    """Emits segments (start, length) of samples coded with their time and port, up to a limit that only grows.
+
+    It does not end, so that what comes later finds the receiver running; `chunks` are the lengths it emits in turn.
+    """
+
+    def __init__(self, segments, num_ports, chunks=(8192,), spoilt=None):
+        gr.sync_block.__init__(self, "paused_source", None, [np.complex64] * num_ports)
+        self.times = np.concatenate([np.arange(start, start + length) for start, length in segments])
+        offsets = np.cumsum([0] + [length for _, length in segments[:-1]])
+        self.tags = [time_tag(int(offset), start) for offset, (start, _) in zip(offsets, segments, strict=True)]
+        self.chunks, self.spoilt, self.sent, self.limit = itertools.cycle(chunks), spoilt, 0, len(self.times)
+        self.message_port_register_in(pmt.intern("more"))
+        self.set_msg_handler(pmt.intern("more"), self.handle_more)
+
+    def handle_more(self, message):
+        """Wakes the source."""
+
+    def go_on(self, limit):
+        """Emit up to the sample `limit`."""
+        self.limit = limit
+        self.to_basic_block()._post(pmt.intern("more"), pmt.PMT_NIL)
+
+    def work(self, input_items, output_items):
+        count = min(len(output_items[0]), next(self.chunks), self.limit - self.sent)
+        times = self.times[self.sent : self.sent + count]
+        for port, out in enumerate(output_items):
+            out[:count] = np.where(times == self.spoilt, np.nan, times + 1j * port)
+        for tag in self.tags:
+            if self.sent <= tag.offset < self.sent + count:
+                self.add_item_tag(0, tag.offset, tag.key, tag.value)
+        self.sent += count
+        return count
+
+
+@contextlib.contextmanager
+def running(segments, *, history=1000, num_ports=2, limit=None, **options):
+    """Running flowgraph of a `paused_source` and a receiver of slots of 100 samples, after the samples of `limit`."""
+    tb, source = gr.top_block(), paused_source(segments, num_ports, **options)
+    if limit is not None:
+        source.limit = limit
+    rx = dmimo.burst_receiver("ap1", num_ports, 100, RATE, history)
+    tb.bursts, tb.errors = message_sink(), message_sink()
+    for port in range(num_ports):
+        tb.connect((source, port), (rx, port))
+    tb.msg_connect(rx, "bursts", tb.bursts, "in")
+    tb.msg_connect(rx, "error", tb.errors, "in")
+    tb.source, tb.rx = source, rx
+    tb.start()
+    try:
+        wait_for(lambda: rx.nitems_read(0) == source.limit)
+        yield tb
+    finally:
+        tb.stop()
+        tb.wait()
+
+
+def post(tb, *contents):
+    """Send the receiver grants, or delays as lists."""
+    for content in contents:
+        message = messages.encode("delays", samples=np.array(content)) if isinstance(content, list) else (
+            grant_message(content))
+        tb.rx.to_basic_block()._post(pmt.intern("grants"), message)
+
+
 @pytest.mark.parametrize(("start", "status"), [(1900, "ok"), (1744, "ok"), (1743, "lost")])
-def test_grant_that_comes_after_its_samples_is_served_from_the_ring_while_it_lasts(start, status):
+def test_grant_that_comes_after_its_samples_is_served_from_the_history_while_it_lasts(start, status):
     published = late(Grant(9, 0, start), history=256)
     assert [(grant.slot, state) for grant, _, state in slots(published)] == [(9, status)]
 
 
-def late(*grants, history, num_ports=2, spoilt=None):
-    """What is published when slots of samples 1000 ... 1999 are asked for after them, sample `spoilt` being NaN."""
-    tb, rx = receiver([(1000, 1000)], history=history, num_ports=num_ports)
-    run_until(tb, lambda: rx.nitems_read(0) == 1000)
-    if spoilt is not None:
-        rx._ring[-1, spoilt % history] = np.nan
-    published = []
-    rx.message_port_pub = lambda port, message: published.append(message)
-    rx.handle_grants(grant_message(*grants))
+def late(*grants, history, count=1, num_ports=2, spoilt=None):
+    """`count` messages published when slots of samples 1000 ... 1999 are asked for after them, `spoilt` being NaN."""
+    with running([(1000, 1000)], history=history, num_ports=num_ports, spoilt=spoilt) as tb:
+        tb.rx.to_basic_block()._post(pmt.intern("grants"), grant_message(*grants))
+        published = tb.bursts.wait(count)
+    assert len(published) == count
+    assert not tb.errors.messages
     return published
 
 
-@pytest.mark.parametrize("history", [1000, 600])  # the slots cross the ring's end in the second
+@pytest.mark.parametrize("history", [1000, 600])
 @pytest.mark.parametrize("num_ports", [1, 2])
 @pytest.mark.parametrize("starts", [(1700, 1800, 1900), (1750, 1850), (1410, 1500, 1777), (1700, 1750, 1900), (1755,)])
 def test_slots_complete_together_go_out_as_one_message_slot_by_slot(starts, num_ports, history):
@@ -112,10 +181,141 @@ def test_slots_complete_together_go_out_as_one_message_slot_by_slot(starts, num_
 
 def test_slot_that_is_lost_or_not_finite_goes_alone():
     grants = [Grant(0, 0, 900), Grant(1, 0, 1700), Grant(2, 0, 1800), Grant(3, 0, 1900)]
-    published = [messages.burst(message) for message in late(*grants, history=1000, spoilt=1850)]
+    published = [messages.burst(message) for message in late(*grants, history=1000, count=4, spoilt=1850)]
     assert [(b.grants, b.status, b.samples.shape) for b in published] == [
         ([grants[0]], "lost", (1, 2, 0)), ([grants[1]], "ok", (1, 2, 100)),
         ([grants[2]], "samples are not finite", (1, 2, 0)), ([grants[3]], "ok", (1, 2, 100))]
+
+
+def test_samples_are_kept_while_buffers_are_written_all_around():
+    """Each slot is asked for when the stream stands between it and the end of the history."""
+    generator = np.random.default_rng(3)
+    with running([(0, 300_000)], history=1000, limit=1000, chunks=generator.integers(1, 700, 97).tolist()) as tb:
+        for number in range(200):
+            end = tb.source.limit
+            post(tb, grant := Grant(number, 0, int(end - generator.integers(100, 1001))))
+            burst = messages.burst(tb.bursts.wait(number + 1)[-1])
+            assert (burst.grants, burst.status) == ([grant], "ok")
+            expected = grant.start + np.arange(100) + 1j * np.arange(2)[:, None]
+            np.testing.assert_array_equal(burst.samples[0], expected.astype(np.complex64))
+            tb.source.go_on(tb.source.limit + int(generator.integers(1, 1500)))
+            wait_for(lambda: tb.rx.nitems_read(0) == tb.source.limit)
+
+
+# -- delays -----------------------------------------------------------------------------------------------------------
+
+
+def cut(delays, starts, segments, chunks):
+    """(start, samples, status) of slots granted before the samples."""
+    with running(segments, history=300, limit=0, chunks=chunks) as tb:
+        post(tb, delays, *(Grant(k, 0, start) for k, start in enumerate(starts)))
+        tb.source.go_on(len(tb.source.times))
+        wait_for(lambda: tb.errors.messages or len(slots(tb.bursts.messages)) == len(starts))
+    assert not tb.errors.messages
+    return sorted(((grant.start, samples, status) for grant, samples, status in slots(tb.bursts.messages)),
+                  key=lambda slot: slot[0])
+
+
+@pytest.mark.parametrize("chunks", [(8192,), (1,), (3, 50, 7), (99, 101), (256,)])
+@pytest.mark.parametrize("delays", [[0, 0], [7, 7], [0, 57], [61, 12], [200, 0]])
+def test_each_port_is_cut_its_delay_later_whatever_the_buffers(delays, chunks):
+    """The cut is that of a stream whose ports were shifted back by their delays."""
+    starts = [1000, 1100, 1237, 1700]
+    received = cut(delays, starts, [(1000, 1100)], chunks)
+    assert [(start, status) for start, _, status in received] == [(start, "ok") for start in starts]
+    for start, samples, _ in received:
+        shifted = start + np.arange(100) + np.array(delays)[:, None] + 1j * np.arange(2)[:, None]
+        np.testing.assert_array_equal(samples, shifted.astype(np.complex64))
+
+
+@pytest.mark.parametrize("chunks", [(8192,), (1,), (37, 64)])
+@pytest.mark.parametrize(("delays", "statuses"), [
+    ([0, 0], ["ok", "lost", "ok"]),  # 1000 ... 1099, 1100 ... 1199, 1300 ... 1399 of 1000 ... 1149 and 1300 ...
+    ([50, 50], ["ok", "lost", "ok"]),
+    ([0, 51], ["lost", "lost", "ok"]),  # the later port is cut by the gap
+    ([51, 0], ["lost", "lost", "ok"]),
+])
+def test_slot_is_lost_if_a_gap_cuts_any_of_its_ports(delays, statuses, chunks):
+    received = cut(delays, [1000, 1100, 1300], [(1000, 150), (1300, 400)], chunks)
+    assert [status for _, _, status in received] == statuses
+
+
+def test_slot_whose_ports_all_begin_after_a_gap_is_complete():
+    received = cut([30, 40], [1270], [(1000, 150), (1300, 400)], (8192,))
+    assert [status for _, _, status in received] == ["ok"]
+
+
+def test_slot_waits_for_its_latest_port_and_no_longer():
+    with running([(1000, 1000)], limit=239) as tb:
+        post(tb, [40, 10], Grant(0, 0, 1100), [40, 10])
+        tb.rx.to_basic_block()._post(pmt.intern("grants"), grant_message(Grant(1, 0, 500)))
+        assert slots(tb.bursts.wait(1))[0][0].slot == 1  # lost: the messages before have been handled
+        assert len(tb.bursts.messages) == 1
+        tb.source.go_on(240)
+        assert slots(tb.bursts.wait(2))[1][0].slot == 0
+
+
+@pytest.mark.parametrize(("age", "status"), [(1000, "ok"), (1001, "lost")])
+def test_late_grant_is_served_if_its_earliest_port_is_in_the_history(age, status):
+    with running([(1000, 3000)], history=1000) as tb:
+        post(tb, [150, 20], Grant(0, 0, 4000 - age - 20))
+        assert slots(tb.bursts.wait(1))[0][2] == status
+
+
+@pytest.mark.parametrize(("delays", "text"), [
+    ([0, -1], "delays = [0, -1]: must be 2 whole numbers of samples, not negative"),
+    ([1], "must be 2 whole numbers"), ([0.0, 1.0], "must be 2 whole numbers"),
+    ([5, 906], "differ by more than history_samples = 1000 have room for beside slot_samples = 100")])
+def test_delays_that_cannot_be_are_an_error(delays, text):
+    with running([(1000, 100)]) as tb:
+        post(tb, delays)
+        assert text in pmt.symbol_to_string(tb.errors.wait(1)[0])
+
+
+def test_delays_as_far_apart_as_the_history_are_taken():
+    with running([(1000, 2000)]) as tb:
+        post(tb, [5, 905], Grant(0, 0, 2000 - 5))
+        assert slots(tb.bursts.wait(1))[0][2] == "ok"
+
+
+# -- the load ---------------------------------------------------------------------------------------------------------
+
+
+def test_only_slots_are_touched(monkeypatch):
+    """Arrays are made of the streams' memory only for slots."""
+    made = []
+    array_at = burst_receiver.array_at
+    monkeypatch.setattr(burst_receiver, "array_at", lambda *args: made.append(args) or array_at(*args))
+    with running([(0, 100_000)], limit=50_000) as tb:
+        assert not made
+        post(tb, Grant(0, 0, 60_000))
+        tb.source.go_on(100_000)
+        tb.bursts.wait(1)
+        wait_for(lambda: tb.rx.nitems_read(0) == 100_000)
+        assert len(made) == 2  # one for each port
+
+
+def test_continuous_stream_is_taken_a_millisecond_at_a_time():
+    tb, source = gr.top_block(), paused_source([(0, 10_000)], 1, chunks=(100,))
+    rx, bursts = dmimo.burst_receiver("ap1", 1, 100, RATE, continuous=True), message_sink()
+    tb.connect(source, rx)
+    tb.msg_connect(rx, "bursts", bursts, "in")
+    source.limit, taken = 2950, []
+    take = rx.work
+    rx.work = lambda count, capsules: taken.append(count) or take(count, capsules)
+    rx.to_basic_block()._post(pmt.intern("grants"), grant_message(*(Grant(k, 0, 100 * k) for k in range(40))))
+    tb.start()
+    try:
+        wait_for(lambda: rx.nitems_read(0) >= 1950)
+        source.go_on(10_000)
+        wait_for(lambda: len(slots(bursts.messages)) == 40)
+    finally:
+        tb.stop()
+        tb.wait()
+    assert min(taken) >= 1000
+    for grant, samples, status in slots(bursts.messages):
+        assert status == "ok"
+        np.testing.assert_array_equal(samples[0], grant.start + np.arange(100))
 
 
 def test_slot_does_not_wait_for_the_next():
@@ -139,6 +339,6 @@ def test_stream_without_a_usable_time_is_an_error(segments, tag, text):
     assert text in pmt.symbol_to_string(errors.messages[0])
 
 
-def test_ring_shorter_than_a_slot_is_refused():
+def test_history_shorter_than_a_slot_is_refused():
     with pytest.raises(ValueError, match="history_samples = 99"):
         dmimo.burst_receiver("ap1", 1, 100, RATE, 99)

@@ -12,20 +12,28 @@ from ..protocols.slots import Grant
 from . import messages
 from .guard import guarded
 from .lean import lean_sync_block
+from .memory import array_at
 from .timetags import RX_TIME, rate_ratio, sample_from_pmt
 
 LOST, NOT_FINITE = "lost", "samples are not finite"
 BURSTS = pmt.intern("bursts")
+CHUNK_S = 1e-3  # of a continuous stream, taken at once: short against the lead of a slot, long against a call
+MAX_CHUNK_SAMPLES = 8192
+HISTORY_SAMPLES = 16384  # GNU Radio's buffers take four times as much
 _start = attrgetter("start")
 
 
 class burst_receiver(lean_sync_block):
     """Cuts granted slots out of streams that carry `rx_time` tags and publishes them as burst PDUs.
 
-    The time of a sample follows from the last `rx_time` tag (at the start and after every discontinuity). Recent
-    samples are kept in a ring, so a grant may come before or after its samples. Slots that are found complete together
-    go out as one PDU; none waits for another. A slot that a discontinuity cuts, or that is older than the ring, is
-    published alone and empty with status "lost"; one with NaN or infinity with "samples are not finite".
+    The time of a sample follows from the last `rx_time` tag (at the start and after every discontinuity). GNU Radio
+    keeps recent samples in the buffer that they come in (the block's history), so a grant may come before or after its
+    samples; samples outside of slots are never touched. Slots that are found complete together go out as one PDU; none
+    waits for another. A slot that a discontinuity cuts, or that is older than the history, is published alone and empty
+    with status "lost"; one with NaN or infinity with "samples are not finite".
+
+    A `delays` message on the port of the grants says by how many samples later than granted each port's slots are to be
+    cut (the delay of its loop from transmitter to receiver), in slots armed before and after it.
 
     Parameters
     ----------
@@ -33,20 +41,36 @@ class burst_receiver(lean_sync_block):
     num_ports : int
     slot_samples : int
     samp_rate : float
-    history_samples : int
-        Length of the ring; at least one slot.
+    history_samples : int, optional
+        How far back samples are kept; at least one slot, and what the ports' delays differ by. By default 16384, or two
+        slots where these are longer.
+    continuous : bool
+        The streams never pause, as a radio's: samples are taken about a millisecond at a time, which saves most of the
+        load. Left off for a simulated network, which waits for answers to the last sample that it has sent.
     """
 
-    def __init__(self, node: str, num_ports: int, slot_samples: int, samp_rate: float, history_samples: int = 65536):
+    def __init__(self, node: str, num_ports: int, slot_samples: int, samp_rate: float,
+                 history_samples: int | None = None, continuous: bool = False):
         lean_sync_block.__init__(self, "burst_receiver", [np.complex64] * num_ports, None)
+        if history_samples is None:
+            history_samples = max(HISTORY_SAMPLES, 2 * slot_samples)
         if history_samples < slot_samples:
             raise ValueError(f"history_samples = {history_samples}: must be at least slot_samples = {slot_samples}")
         self._header = messages.burst_header(node, num_ports)
-        self._slot_samples = slot_samples
+        self._num_ports, self._slot_samples, self._history_samples = num_ports, slot_samples, history_samples
         self._rate = rate_ratio(samp_rate)
-        self._ring = np.zeros((num_ports, history_samples), np.complex64)
+        self._delays = [0] * num_ports
+        self._earliest = self._latest = 0  # of the delays
         self._waiting: list[Grant] = []  # by start
         self._reset()
+        chunk = min(max(1, round(CHUNK_S * samp_rate)), MAX_CHUNK_SAMPLES) if continuous else 1
+        self._needed = [history_samples + chunk] * num_ports
+        self.set_history(history_samples + 1)
+        self.declare_sample_delay(0)  # the tags of new samples are not to wait until these are history
+        # To GNU Radio a Python block has no fixed rate: it would count the history as new, ask for more than there is,
+        # and halve that again and again. As "output" of this size it calls just when there are enough new samples.
+        self.set_output_multiple(history_samples + chunk)
+        self.set_max_noutput_items(history_samples + chunk)
         self.message_port_register_in(pmt.intern("grants"))
         self.set_msg_handler(pmt.intern("grants"), self.handle_grants)
         for port in ("bursts", "error"):
@@ -57,60 +81,86 @@ class burst_receiver(lean_sync_block):
         self._reset()
         return super().start()
 
+    def stop(self):
+        """The buffers go with the run."""
+        self._reset()
+        return super().stop()
+
     def _reset(self):
-        # Samples first <= sample < end of the current segment are in the ring, at sample % length.
+        # Samples first <= sample < end of the current segment can be read from the buffers of the last call of `work`,
+        # in which `end` stands `position` items after the history.
         self._first = self._end = None
+        self._position = self._count = 0
+        self._capsules, self._views = [], None
 
     @guarded
     def handle_grants(self, message):
-        """Arm the slots of a `grant` message."""
-        if messages.kind(message) != "grant":
-            return
-        self._waiting += messages.grants(message)
-        self._waiting.sort(key=_start)
-        self._serve()
+        """Arm the slots of a `grant` message; take the ports' delays from a `delays` message."""
+        kind = messages.kind(message)
+        if kind == "grant":
+            self._waiting += messages.grants(message)
+            self._waiting.sort(key=_start)
+            self._serve()
+        elif kind == "delays":
+            self._set_delays(messages.get(message, "samples"))
+            self._serve()
+
+    def _set_delays(self, samples) -> None:
+        delays = np.asarray(samples)
+        if delays.shape != (self._num_ports,) or delays.dtype.kind not in "iu" or delays.min() < 0:
+            raise ValueError(f"delays = {delays.tolist()}: must be {self._num_ports} whole numbers of samples, not "
+                             "negative")
+        earliest, latest = int(delays.min()), int(delays.max())
+        if self._slot_samples + latest - earliest > self._history_samples:
+            raise ValueError(f"delays = {delays.tolist()}: differ by more than history_samples = "
+                             f"{self._history_samples} have room for beside slot_samples = {self._slot_samples}")
+        self._delays, self._earliest, self._latest = delays.tolist(), earliest, latest
+
+    def handle_forecast(self, noutput_items, ninputs):
+        """Return how many items are needed, with the history: GNU Radio asks before every `work`."""
+        return self._needed
+
+    def handle_general_work(self, noutput_items, ninput_items, input_items, output_items):
+        """Call `work` with the streams as they come: arrays are made of them only for a slot."""
+        taken = self.work(min(ninput_items) - self._history_samples, input_items)
+        if taken > 0:
+            self.consume_each(taken)
+        return taken
 
     @guarded
-    def work(self, input_items, output_items):
-        """Take new samples into the ring, segment by segment, and publish the slots that they complete."""
-        count = len(input_items[0])
-        position = 0
+    def work(self, count, capsules):
+        """Take `count` new samples, which follow the history, segment by segment; publish the slots they complete."""
+        self._capsules, self._views, self._count, self._position = capsules, None, count, 0
         tags = self.get_tags_in_window(0, 0, count, RX_TIME)
         if tags:
             offset = self.nitems_read(0)
             for border, sample in sorted((tag.offset - offset, sample_from_pmt(tag.value, self._rate)) for tag in tags):
-                self._take(input_items, position, border)
-                position = border
+                self._take(border)
                 if sample != self._end:
                     self._first = self._end = sample
                     self._serve()
-        self._take(input_items, position, count)
+        self._take(count)
+        # What is older is overwritten from now on.
+        self._first = max(self._first, self._end - self._history_samples)
         return count
 
-    def _take(self, input_items, begin: int, end: int) -> None:
-        """Append items begin ... end - 1; a chunk larger than the ring goes in by parts."""
-        if begin == end:
+    def _take(self, position: int) -> None:
+        """Go on to the item `position` of this call."""
+        if position == self._position:
             return
         if self._end is None:
             raise ValueError("samples without a time: the stream must begin with an rx_time tag")
-        length = self._ring.shape[1]
-        limit = length - self._slot_samples + 1
-        while begin < end:
-            at = self._end % length
-            count = min(end - begin, length - at, limit)
-            for port, items in enumerate(input_items):
-                self._ring[port, at : at + count] = items[begin : begin + count]
-            begin += count
-            self._end += count
-            self._first = max(self._first, self._end - length)
-            self._serve()
+        self._end += position - self._position
+        self._position = position
+        self._serve()
 
     def _serve(self) -> None:
         """Publish every armed slot that is complete or can no longer be."""
         if self._end is None or not self._waiting:
             return
-        lost = bisect_left(self._waiting, self._first, key=_start)
-        due = max(lost, bisect_left(self._waiting, self._end - self._slot_samples + 1, key=_start))
+        lost = bisect_left(self._waiting, self._first - self._earliest, key=_start)
+        complete = self._end - self._slot_samples - self._latest
+        due = max(lost, bisect_left(self._waiting, complete + 1, key=_start))
         if due == 0:
             return
         grants, self._waiting = self._waiting[:due], self._waiting[due:]
@@ -133,12 +183,14 @@ class burst_receiver(lean_sync_block):
 
     def _cut(self, grants: list[Grant]) -> np.ndarray:
         """Samples of these slots, (slots, num_ports, slot_samples), cut in one piece where they follow one another."""
-        num_ports, length = self._ring.shape
         first, total = grants[0].start, len(grants) * self._slot_samples
         if [grant.start for grant in grants] != list(range(first, first + total, self._slot_samples)):
             return np.concatenate([self._cut([grant]) for grant in grants])
-        at = first % length
-        samples = self._ring[:, at : at + total]
-        if at + total > length:
-            samples = np.concatenate([samples, self._ring[:, : at + total - length]], axis=1)
-        return samples.reshape(num_ports, len(grants), self._slot_samples).swapaxes(0, 1)
+        if self._views is None:
+            length = self._history_samples + self._count
+            self._views = [array_at(capsule, length) for capsule in self._capsules]
+        at = self._history_samples + self._position - self._end + first
+        samples = np.empty((len(grants), self._num_ports, self._slot_samples), np.complex64)
+        for port, (items, delay) in enumerate(zip(self._views, self._delays, strict=True)):
+            samples[:, port] = items[at + delay : at + delay + total].reshape(len(grants), self._slot_samples)
+        return samples
