@@ -124,7 +124,7 @@ class Assembly:
         sweep = self.testbed.beam_sweep
         # One round shows no frequency.
         once = most == 1 or sweep.beams == 1
-        passes = max(sweep.passes, 2) if once and self.testbed.calibration.frequency else sweep.passes
+        passes = max(sweep.passes, 2) if once and self._estimates_frequency else sweep.passes
         return beam_sweep.rounds(most, beam_pairs=sweep.beams, passes=passes)
 
     @cached_property
@@ -215,6 +215,11 @@ class Assembly:
         slots = beam_sweep.sweep_slots(nodes, self._aps, beams, self.order)
         return build_schedule(nodes, slot_samples, [*first, (beam_sweep.PHASE, window, slots), *verified])
 
+    @property
+    def _estimates_frequency(self) -> bool:
+        """Whether a sweep estimates frequencies. A common reference makes them 0; a measured one would only turn c."""
+        return self.testbed.calibration.frequency and not (self.uses_radios and radio_plan.shares_reference(self.testbed))
+
     @cached_property
     def loop_delays(self) -> radio_plan.LoopDelays | None:
         """What removes the loop delays of radios, None where there are none."""
@@ -266,7 +271,7 @@ class Assembly:
         reference = self.port_names.index(f"{settings.reference}:0")
         return beam_sweep.SweepCollector(
             self.schedule.slots, self.layouts, self.order, self.testbed.slots.num_subbands, self.testbed.samp_rate,
-            {"method": settings.method, "reference": reference, "estimate_frequency": settings.frequency,
+            {"method": settings.method, "reference": reference, "estimate_frequency": self._estimates_frequency,
              "estimate_delay": settings.delay},
         )
 
