@@ -158,7 +158,10 @@ void Board::set_time_next_pps(const uhd::time_spec_t& time)
     const auto skew = settings.pps_skew.find(index);
     const int64_t edges = 1 + (skew == settings.pps_skew.end() ? 0 : skew->second);
     offset();
-    write(line("time_next_pps").add("time", time.get_real_secs()));
+    const int64_t after_edge = network_now() - last_edge(network_now());
+    write(line("time_next_pps")
+              .add("time", time.get_real_secs())
+              .add("after_edge", static_cast<double>(after_edge) / _tick_rate));
     if (settings.pps_missing.count(index) != 0)
         return;
     const int64_t edge = last_edge(network_now()) + edges * std::llround(_tick_rate);

@@ -6,6 +6,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import pmt
 
@@ -52,7 +53,7 @@ class radio_control(lean_message_block):
     status : `radio_time` {radio, sample}: device time, every 50 ms; `radio_begin` {radio, sample, epoch}: streams run
         from this sample on; `radio_epoch` {radio, epoch, reason}: this epoch has begun, since something ended the last.
     error : what went wrong, with the radio's name and the board.
-    end : when the run has ended, to the clocks.
+    end : to the sources' `system` ports when the run has ended, so that a flowgraph may end without being stopped.
     """
 
     def __init__(self, name: str, radio: RadioStart, clocks: Sequence[stream_clock], by_hand: bool = False):
@@ -87,9 +88,7 @@ class radio_control(lean_message_block):
 
     def stop(self):
         """End the thread, wherever it is."""
-        self._stopping.set()
-        if self._thread is not None:
-            self._thread.join(JOIN_TIMEOUT_S)
+        self._join()
         return super().stop()
 
     @property
@@ -118,9 +117,20 @@ class radio_control(lean_message_block):
         if kind == "align" and messages.get(message, "radio") == self._name:
             self._alignments.put(messages.get(message, "seconds"))
         elif kind == "end":
-            self._stopping.set()
-            self.message_port_pub(END, message)
-            self._post(messages.SYSTEM, messages.DONE)
+            self._end()
+
+    def _end(self) -> None:
+        """Let the thread, the streams and then this block end. A source is done when nothing comes any more."""
+        self._join()
+        with suppress(RuntimeError):  # from a board that has vanished, and does not stream
+            self._radio.halt()
+        self.message_port_pub(END, messages.DONE)
+        self._post(messages.SYSTEM, messages.DONE)
+
+    def _join(self) -> None:
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join(JOIN_TIMEOUT_S)
 
     def _run(self) -> None:
         try:

@@ -31,7 +31,6 @@ class stream_clock(lean_sync_block):
 
     Messages
     --------
-    end : `end` ends the block, so that a flowgraph without other work to do can end.
     error : traceback of a failure.
     """
 
@@ -39,32 +38,21 @@ class stream_clock(lean_sync_block):
         lean_sync_block.__init__(self, "stream_clock", [np.complex64], None)
         self.set_output_multiple(CHUNK)
         self._rate = rate_ratio(samp_rate)
-        self.start_again()
-        self.message_port_register_in(pmt.intern("end"))
-        self.set_msg_handler(pmt.intern("end"), self.handle_end)
+        self._reset()
         self.message_port_register_out(pmt.intern("error"))
 
-    def start_again(self) -> None:
-        """Forget what came before: samples are counted from zero."""
+    def _reset(self) -> None:
         self.num_samples, self.fault = 0, None
-        self._ended = False
         self._expected: tuple[int, int] | None = None  # offset and sample of the last tag
 
     def start(self):
         """Item counters begin again with every start of the flowgraph."""
-        self.start_again()
+        self._reset()
         return super().start()
-
-    @guarded
-    def handle_end(self, message):
-        """Let the block be done when it is called next."""
-        self._ended = True
 
     @guarded
     def work(self, input_items, output_items):
         """Count the samples and look at the times."""
-        if self._ended:
-            return -1
         count = len(input_items[0])
         for tag in sorted(self.get_tags_in_window(0, 0, count, RX_TIME), key=lambda tag: tag.offset):
             self._compare(tag.offset, tag.value)

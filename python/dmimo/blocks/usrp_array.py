@@ -119,7 +119,7 @@ class usrp_array(gr.hier_block2):
             self.connect((source, index), (self, port))
         for source, clock in zip(self.sources, self.clocks, strict=True):
             self.connect((source, 0), clock)
-            self.msg_connect(self.control, "end", clock, "end")
+            self.msg_connect(self.control, "end", source, "system")
         for sink, listener in zip(self.sinks, self.listeners, strict=True):
             self.msg_connect(sink, "async_msgs", listener, "async_msgs")
             self.msg_connect(listener, "events", self, "events")
