@@ -230,10 +230,11 @@ class Bench:
             for name, ports in self.settings.nodes.items():
                 self.send(name, start, np.zeros((len(ports), num_samples), np.complex64))
         expected = count * len(self.ports)
-        self.mailbox.wait(lambda: self._answers(first_event) >= expected, lead_s + ANSWER_S)
+        self.mailbox.wait(lambda: self.num_answers(first_event) >= expected, lead_s + ANSWER_S)
         return self.mailbox.events[first_event:]
 
-    def _answers(self, first_event: int) -> int:
+    def num_answers(self, first_event: int) -> int:
+        """How many bursts' ends have been told, of each port, from an event on."""
         return sum(event.event in ("burst_ack", "time_error") for event in self.mailbox.events[first_event:])
 
     def gaps(self) -> Mapping[str, list[tuple[int, int]]]:

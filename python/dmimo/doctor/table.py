@@ -13,8 +13,8 @@ MARKS = {"passed": ("passed", "green"), "failed": ("FAILED", "bold red"), "skipp
 
 def examination_table(examination: Examination, running: Check | None = None) -> Table:
     """One row for each check with what was found, and what to do where it failed; the running one turns."""
-    table = Table(title=Text(f"Radio {examination.name}"), caption=Text(examination.device_args or "any device"),
-                  title_justify="left", caption_justify="left", show_lines=any(map(_failed, examination.results)))
+    title = Text.assemble(f"Radio {examination.name}", (f"  {examination.device_args}", "not bold dim"))
+    table = Table(title=title, title_justify="left", show_lines=any(map(_failed, examination.results)))
     table.add_column("check", no_wrap=True)
     table.add_column("result", no_wrap=True)
     table.add_column("finding, and what to do", ratio=1)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The checks that listen to what the radio itself sends: bursts, a tune, phases after retunes."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from gnuradio import uhd
@@ -9,7 +10,7 @@ from gnuradio import uhd
 from ..blocks.radio_start import RadioError
 from . import fixes
 from .arrivals import arrivals, burst_gains, repeated_phase, sounding_burst, tone, tune_moment
-from .bench import EARLY_SAMPLES, LEAD_S, Bench, Event
+from .bench import ANSWER_S, EARLY_SAMPLES, LEAD_S, Bench, Event
 from .patient import Paths, Patient, counted, failed, one_line, passed
 from .repeatability import REPEATABLE, Verdict, verdict
 from .results import Result, Skip
@@ -30,16 +31,18 @@ def timed_bursts(patient: Patient) -> Result:
     patient.require_transmission()
     bench = patient.bench
     burst = sounding_burst(patient.options.amplitude)
-    first_event, rounds = len(bench.mailbox.events), []
-    for _ in range(2 * ROUNDS):
+    first_event, rounds, sweeps = len(bench.mailbox.events), [], 0
+    while len(rounds) < ROUNDS and sweeps < 2 * ROUNDS:
+        sweeps += 1
         heard = bench.sound([(row, burst) for row in range(len(bench.ports))])
         if heard is not None:
             rounds.append(heard)
-        if len(rounds) == ROUNDS:
-            break
-    expected = len(bench.ports)
-    bench.mailbox.wait(lambda: len(bench.mailbox.events) - first_event >= expected, 1.0)
-    bad = _spoilt(bench, bench.mailbox.events[first_event:])
+    # A burst of a node is answered on each of its ports.
+    expected = {name: sweeps * len(ports) for name, ports in bench.settings.nodes.items()}
+    answers = sum(count * len(bench.settings.nodes[name]) for name, count in expected.items())
+    bench.mailbox.wait(lambda: bench.num_answers(first_event) >= answers, ANSWER_S)
+    events = bench.mailbox.events[first_event:]
+    bad = _spoilt(bench, events) + _unanswered(bench, events, expected)
     if len(rounds) < ROUNDS:
         return failed("timed_burst", "received slots are lost or do not come", fixes.performance(patient.kind))
     patient.paths = paths = _paths(np.array(rounds), burst, patient.settings.samp_rate)
@@ -58,6 +61,14 @@ def _spoilt(bench: Bench, events: Sequence[Event]) -> list[str]:
     return [f"{bench.radio.board_name(board)}: {counted(len({(node, sample) for node, sample, _ in which}), 'burst')} "
             f"of {', '.join(sorted({node for node, _, _ in which}))} {what}"
             for (board, what), which in sorted(found.items())]
+
+
+def _unanswered(bench: Bench, events: Sequence[Event], expected: Mapping[str, int]) -> list[str]:
+    """Ports of which some bursts are neither confirmed nor said to have failed."""
+    told = Counter((event.node, event.port) for event in events)
+    missing = {row: expected[name] - told[name, index] for row, (name, index, _) in enumerate(bench.ports)}
+    return [f"{bench.port_name(row)}: nothing is said of {counted(count, 'burst')}" for row, count in missing.items()
+            if count > 0]
 
 
 def _paths(rounds: np.ndarray, burst: np.ndarray, samp_rate: float) -> Paths:
@@ -135,11 +146,11 @@ def timed_tune(patient: Patient) -> Result:
         fault, end_s, begin_s = _one_tune(patient, row, paths)
         name = bench.radio.board_name(board)
         values[name] = {"left_s": end_s, "settled_s": begin_s}
-        (wrong if fault else words).append(f"{name}: {fault or f'{_micro(begin_s)} after its time'}")
+        (wrong if fault else words).append(f"{name} {fault or f'{_micro(max(begin_s, 0.0))} after its time'}")
     bench.radio.tune()
     if wrong:
         return failed("timed_tune", "; ".join(wrong), fixes.timed_tune(patient.kind), **values)
-    return passed("timed_tune", f"at the new frequency {', '.join(words)}", **values)
+    return passed("timed_tune", f"new frequency {', '.join(words)}", **values)
 
 
 def _micro(seconds: float) -> str:
@@ -244,10 +255,10 @@ def _judge_phases(patient: Patient, verdicts: dict[int, Verdict], std_rad: dict[
         if told.quantum_deg != REPEATABLE:
             groups.setdefault((bench.board_of(row), told.quantum_deg), []).append(row)
     worst = max(told.error_probability for told in verdicts.values())
-    sure = f"{counted(retunes, 'retune')}, wrong with probability {max(worst, 1e-9):.0e} at most"
+    sure = f"{counted(retunes, 'retune')}; chance of error {100 * max(worst, 1e-6):.1g} %"
     if not groups:
         spread = max(told.spread_deg for told in verdicts.values())
-        return passed("phase", f"the same after each retune, within {spread:.1f} degrees rms ({sure})", **values)
+        return passed("phase", f"comes back within {max(spread, 0.1):.1f} degrees rms ({sure})", **values)
     words = []
     for (board, quantum), rows in sorted(groups.items(), key=lambda group: group[0][0]):
         channels = ", ".join(str(bench.ports[row][2].channel) for row in rows)
