@@ -55,6 +55,31 @@ def received(*grants, status="ok"):
     return messages.received_burst(messages.burst_header("a", 1), grants, samples, status)
 
 
+class Ahead:
+    """A correction: device time is ahead of network time by 7 samples, from sample 100 on by 8, from 1000 on by 6."""
+
+    def shift(self, start):
+        return 7 if start < 100 else 8 if start < 1000 else 6
+
+    def transmit(self, samples, start):
+        return samples * 1j
+
+    def receive(self, samples, start):
+        return samples * start
+
+
+def on_radio(reactive=False, **options):
+    """Block of node a on a radio, with a role that corrects its clock."""
+    member = Echo(reactive)
+    member.correction = Ahead()
+    member.transmit = lambda slot, start: np.full((1, 10), 0.5, np.complex64) if "a" in slot.transmitters else None
+    return member, make(member, fill=False, **options)
+
+
+def event(name="burst_ack", node="a", port=0, error="", **sample):
+    return messages.encode("radio_event", event=name, node=node, port=port, board=1, channel=2, error=error, **sample)
+
+
 def published(block, port):
     return [message for name, message in block.published if name == port]
 
@@ -220,3 +245,119 @@ def test_simulated_faults_silence_the_node_or_lose_acknowledgements():
         block.handle_control(grant(*both))
         block.handle_rx(received(*both))
     assert [messages.ack(m)[1] for m in published(block, "status")] == [[Grant(2, 0, 20)], list(both)]
+
+
+def test_on_a_radio_bursts_and_receive_windows_are_in_device_time():
+    _, block = on_radio()
+    block.handle_control(grant(Grant(0, 0, 20), Grant(2, 1, 100)))
+    assert messages.grants(published(block, "arm")[0]) == [Grant(0, 0, 27), Grant(2, 1, 108)]
+    assert [pmt.to_python(pmt.car(message)) for message in published(block, "tx")] == [
+        {"tx_time": (0, pytest.approx(sample * 1e-6)), "beam": 3, "slot": slot} for slot, sample in [(0, 27), (2, 108)]]
+
+
+def test_a_burst_ends_before_the_next_slot_where_the_clock_is_set_back():
+    _, block = on_radio()
+    block.handle_control(grant(Grant(0, 0, 980), Grant(2, 1, 990)))
+    assert [pmt.length(pmt.cdr(message)) for message in published(block, "tx")] == [10, 8]
+
+
+@pytest.mark.parametrize("reactive", [True, False])
+def test_what_a_shifted_radio_receives_belongs_to_the_slot_as_granted(reactive):
+    member, block = on_radio(reactive)
+    first, second = Grant(0, 0, 20), Grant(1, 0, 100)
+    block.handle_control(grant(first, second))
+    block.handle_rx(received(Grant(0, 0, 27), Grant(1, 0, 108)))
+    assert messages.ack(published(block, "status")[-1]) == ("a", [first, second], "ok")
+    block.handle_control(messages.encode("phase", phase="echo", grants=messages.grants_to_pmt([first, second])))
+    assert [(slot, got, set(samples.ravel().tolist())) for slot, got, samples in member.received] == [
+        (0, first, {0j}), (1, second, {100 + 0j})]  # corrected for network time
+
+
+def test_a_simulated_network_is_told_the_shift_by_a_tag():
+    member = Echo()
+    member.correction = Ahead()
+    block = make(member)
+    block.handle_control(grant(Grant(0, 0, 20)))
+    assert messages.grants(published(block, "arm")[0]) == [Grant(0, 0, 20)]
+    meta = pmt.to_python(pmt.car(published(block, "tx")[0]))
+    assert (meta["tx_time"], meta["shift"]) == ((0, pytest.approx(20e-6)), 7)
+
+
+def test_what_the_radio_says_of_a_burst_goes_on_to_the_scheduler_in_network_time():
+    _, block = on_radio()
+    block.handle_control(messages.encode("begin", run=4, epoch=2, hash=SCHEDULE.hash))
+    block.handle_event(event(sample=57))
+    block.handle_event(event("time_error", port=1, error="board 1: too late"))
+    block.handle_event(event(node="b", sample=57))
+    told = [messages.values(message) for message in published(block, "status") if messages.kind(message) == "sent"]
+    common = {"run": 4, "epoch": 2, "node": "a"}
+    assert told == [{**common, "port": 0, "event": "burst_ack", "status": "ok", "sample": 50},
+                    {**common, "port": 1, "event": "time_error", "status": "board 1: too late"}]
+
+
+def test_a_burst_that_is_not_sent_at_all_is_said_to_be_over():
+    member, block = on_radio()
+    member.transmit = lambda slot, start: None
+    block.handle_control(grant(Grant(0, 0, 20), Grant(1, 0, 30)))  # the first one is its own
+    told = [messages.values(message) for message in published(block, "status")]
+    assert [(one["node"], one["port"], one["event"], one["status"], one["sample"]) for one in told] == [
+        ("a", 0, "silent", "ok", 30)]
+    assert not published(block, "tx")
+
+
+def test_the_beam_of_every_slot_is_told_before_the_burst_with_its_device_time():
+    _, block = on_radio()
+    late = Grant(1, 2, 5_000_000)
+    block.handle_control(grant(Grant(0, 0, 20), late))
+    assert [name for name, _ in block.published] == ["arm", "beam", "tx", "beam"]
+    told = [messages.values(message) for message in published(block, "beam")]
+    assert told == [
+        {"node": "a", "slot": 0, "attempt": 0, "beam": 3, "sample": 27, "seconds": 0,
+         "fraction": pytest.approx(27e-6, abs=1e-12)},
+        {"node": "a", "slot": 1, "attempt": 2, "beam": 3, "sample": 5_000_006, "seconds": 5,
+         "fraction": pytest.approx(6e-6, abs=1e-12)}]
+
+
+def test_a_simulated_network_has_its_beams_in_the_stream():
+    block = make()
+    block.handle_control(grant(Grant(0, 0, 0)))
+    assert not published(block, "beam")
+
+
+def test_the_amplitude_scales_what_is_sent_and_full_scale_is_allowed():
+    _, block = on_radio(amplitude=2.0)
+    block.handle_control(grant(Grant(0, 0, 20)))
+    assert set(messages.vector_from_pmt(pmt.cdr(published(block, "tx")[0])).tolist()) == {1j}
+
+
+@pytest.mark.parametrize(("sample", "peak"), [(0.3 - 0.6j, "1.2"), (-0.75 + 0j, "1.5")])
+def test_samples_beyond_full_scale_are_an_error_that_names_the_amplitude_and_the_peak(sample, peak):
+    member, block = on_radio(amplitude=2.0)
+    member.correction = None
+    burst = np.zeros((1, 10), np.complex64)
+    burst[0, 3] = sample
+    member.transmit = lambda slot, start: burst
+    block = make(member, fill=False, amplitude=2.0)
+    block.handle_control(grant(Grant(0, 0, 20)))
+    error = pmt.symbol_to_string(published(block, "error")[0])
+    assert f"node a, slot 0 (echo): tx_amplitude = 2 makes a peak of {peak}" in error
+    assert not published(block, "tx")
+
+
+@pytest.mark.parametrize("options", [{"amplitude": 0.0, "fill": False}, {"amplitude": 0.5}, {"amplitude": -1.0}])
+def test_an_amplitude_is_for_radios_and_positive(options):
+    with pytest.raises(ValueError, match=f"amplitude = {options['amplitude']}"):
+        make(**options)
+
+
+def test_delays_that_a_role_knows_reach_the_receiver_before_any_slot():
+    member, block = on_radio()
+    member.receive_delays = None
+    block.handle_control(messages.encode("begin", run=0, epoch=0, hash=SCHEDULE.hash))
+    assert not published(block, "arm")
+    member.receive_delays = np.array([13])
+    block.handle_control(messages.product_to_pmt(Product("echo", {}), run=0, epoch=0))
+    (delays,) = published(block, "arm")
+    assert messages.kind(delays) == "delays"
+    assert messages.get(delays, "samples").tolist() == [13]
+    assert [name for name, _ in block.published][-2:] == ["arm", "status"]

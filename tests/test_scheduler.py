@@ -302,3 +302,142 @@ def test_slots_are_released_with_the_lead_that_a_radio_needs():
     (release,) = machine.acknowledge("b", grants)
     assert [grant.start for grant in release.grants] == [5000, 5100]
     assert machine.end_sample == 5200
+
+
+def lock_step(**options):
+    """A lock-step phase of three slots of node a, whose radio confirms the bursts of its two ports."""
+    schedule, machine = make(confirmed={"a": 2}, **options)
+    return machine, begin(schedule, machine)
+
+
+def received(machine, actions):
+    """Both nodes have received the one slot released; returns its grant and what follows."""
+    (grant,) = actions[0].grants
+    machine.acknowledge("a", [grant])
+    return grant, machine.acknowledge("b", [grant])
+
+
+def confirmed(machine, grant, ports=(0, 1)):
+    actions = []
+    for port in ports:
+        actions += machine.sent("a", port, grant.start + 100)
+    return actions
+
+
+def test_a_lock_step_phase_goes_on_without_confirmations_and_ends_only_with_all_of_them():
+    machine, actions = lock_step()
+    grants = []
+    for _ in range(3):
+        grant, actions = received(machine, actions)
+        grants.append(grant)
+    assert [grant.slot for grant in grants] == [0, 1, 2]
+    assert actions == []
+    assert confirmed(machine, grants[2]) == confirmed(machine, grants[0]) == []  # in any order
+    assert confirmed(machine, grants[1], [0]) == []
+    assert confirmed(machine, grants[1], [1]) == [PhaseDone("phase0", tuple(grants))]
+
+
+@pytest.mark.parametrize("when", ["while the next slot is in flight", "when all slots are received"])
+def test_a_lock_step_phase_is_repeated_as_a_whole_where_a_burst_was_not_sent(when):
+    machine, actions = lock_step()
+    first, actions = received(machine, actions)
+    if when == "when all slots are received":
+        _, actions = received(machine, actions)
+        _, actions = received(machine, actions)
+        actions = machine.sent("a", 1, first.start + 3, "underflow")
+    else:
+        assert machine.sent("a", 1, first.start + 3, "underflow") == []
+        _, actions = received(machine, actions)
+    assert machine.completed == 0
+    grants = []
+    for slot in range(3):
+        grant, actions = received(machine, actions)
+        assert (grant.slot, grant.attempt) == (slot, 1 if slot < 2 or when.startswith("when") else 0)
+        grants.append(grant)
+        assert machine.sent("a", 0, first.start + 100) == []  # of what is over
+    assert [action for grant in grants for action in confirmed(machine, grant)] == [PhaseDone("phase0", tuple(grants))]
+
+
+def test_a_lock_step_phase_that_is_spoiled_too_often_ends_the_run_with_node_port_slot_and_reason():
+    machine, actions = lock_step(max_attempts=2)
+    for _ in range(2):
+        first, actions = received(machine, actions)
+        second, actions = received(machine, actions)
+        confirmed(machine, first)
+        machine.sent("a", 1, second.start + 3, "too late")
+        _, actions = received(machine, actions)
+    assert actions == [Finished("slot 1 (sweep) failed in 2 attempts: node a sending on port 1: too late")]
+
+
+def test_a_confirmation_that_never_comes_repeats_the_lock_step_phase_and_then_ends_the_run():
+    machine, actions = lock_step(max_attempts=2)
+    for _ in range(2):
+        for _ in range(3):
+            grant, actions = received(machine, actions)
+            confirmed(machine, grant, [0] if grant.slot == 1 else [0, 1])
+        actions = machine.timed_out()
+    assert actions == [Finished("slot 1 (sweep) failed in 2 attempts: node a sending on port 1: no acknowledgement")]
+
+
+def test_a_slot_in_lock_step_that_is_received_badly_is_repeated_alone_and_only_its_last_burst_counts():
+    machine, actions = lock_step()
+    first, actions = received(machine, actions)
+    (bad,) = actions[0].grants
+    machine.acknowledge("a", [bad])
+    second, actions = received(machine, machine.acknowledge("b", [bad], "lost"))
+    assert (second.slot, second.attempt) == (1, 1)
+    third, actions = received(machine, actions)
+    assert confirmed(machine, bad) == []
+    done = [action for grant in (first, second, third) for action in confirmed(machine, grant)]
+    assert done == [PhaseDone("phase0", (first, second, third))]
+
+
+def test_what_is_said_of_bursts_before_an_attempt_was_released_is_not_about_it():
+    machine, actions = lock_step(reactive_lead_samples=1000)
+    machine.time(10000)
+    first, actions = received(machine, actions)
+    machine.time(20000)
+    machine.sent("a", 0, first.start + 5, "late")
+    machine.time(30000)
+    again, actions = received(machine, received(machine, actions)[1])
+    assert again.slot == 0
+    assert again.start >= 31000
+    assert machine.sent("a", 0, 29000, "underflow") == []
+    assert machine.sent("a", 1, first.start + 5, "late") == []
+    for _ in range(2):
+        grant, actions = received(machine, actions)
+    assert machine.completed == 3  # nothing is repeated once more
+
+
+def test_the_rest_of_a_burst_that_was_not_sent_does_not_spoil_the_next_one():
+    schedule, machine = make(windows=(2,), count=2, confirmed={"a": 1})
+    first, second = begin(schedule, machine)[0].grants
+    for node in NODES:
+        machine.acknowledge(node, [first, second])
+    machine.sent("a", 0, first.start + 10, "late")
+    machine.sent("a", 0, first.start + 60, "underflow")
+    (release,) = machine.sent("a", 0, second.start + 100)
+    assert [(grant.slot, grant.attempt) for grant in release.grants] == [(0, 1)]
+
+
+def test_each_pacing_has_its_lead_and_a_late_burst_doubles_both_up_to_a_limit():
+    schedule, machine = make(windows=(2, 1), count=2, confirmed={"a": 1}, lead_samples=1000, reactive_lead_samples=600,
+                             max_lead_samples=3000)
+    now, leads = 0, []
+    machine.time(now)
+    actions = begin(schedule, machine)
+    for late in (True, True, False):
+        grants = actions[0].grants
+        leads.append(grants[0].start - now)
+        for node in NODES:
+            machine.acknowledge(node, grants)
+        now = grants[-1].start + 5000
+        machine.time(now)
+        for grant in grants:  # both are late, which tells no more than one
+            actions = machine.sent("a", 0, grant.start + (1 if late else 100), "late" if late else "ok", late)
+    assert leads == [1000, 2000, 3000]
+    assert isinstance(actions[0], PhaseDone)
+    machine.produced(Product("phase0", {}))
+    machine.product_acknowledged("a", "phase0")
+    (release,) = machine.product_acknowledged("b", "phase0")
+    assert release.grants[0].start - now == 2400

@@ -175,6 +175,11 @@ class role(lean_message_block):
     def _shift(self, start: int) -> int:
         return 0 if self.correction is None else self.correction.shift(start)
 
+    def _room(self, start: int) -> int:
+        """Samples of a slot before the next one may begin: its device time may be earlier where the shift changes."""
+        length = self._schedule.slot_samples
+        return length + min(0, self._shift(start + length) - self._shift(start))
+
     def _send(self, run: list[Grant]) -> None:
         slots, by_purpose, correction = self._schedule.slots, self._by_purpose, self.correction
         bursts, beams = [], []
@@ -184,6 +189,8 @@ class role(lean_message_block):
             burst = role.transmit(slot, start)
             if burst is not None and correction is not None:
                 burst = correction.transmit(burst, start)
+                if not self._fill:
+                    burst = burst[:, : self._room(start)]
             bursts.append(burst)
             beams.append(role.beam(slot))
         start = run[0].start
@@ -192,6 +199,8 @@ class role(lean_message_block):
             # The radio knows device time only.
             start, shift = start + shift, 0
             self._publish_beam(run[0], beams[0], start)
+            if bursts[0] is None:
+                self._confirm_silence(run[0])
         vector = self._encode(run, bursts)
         if vector is not None:
             indices = [grant.slot for grant in run]
@@ -204,6 +213,13 @@ class role(lean_message_block):
         self.message_port_pub(BEAM, messages.encode(
             "beam", node=self._identity["node"], slot=grant.slot, attempt=grant.attempt, beam=beam, sample=sample,
             seconds=seconds, fraction=fraction))
+
+    def _confirm_silence(self, grant: Grant) -> None:
+        """A radio confirms bursts only: tell the scheduler where a burst that it may expect is not sent."""
+        if self._identity["node"] in self._schedule.slots[grant.slot].transmitters:
+            for port in range(self._num_ports):
+                self._status("sent", port=port, event="silent", status="ok",
+                             sample=grant.start + self._schedule.slot_samples)
 
     def _encode(self, run: list[Grant], bursts: list[np.ndarray | None]):
         """Encoded samples; bursts that are sent again and again are encoded once. None: nothing to send."""

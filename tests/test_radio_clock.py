@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What time it is on radios, from reports that come late, and how radios come to a common time."""
+
+import numpy as np
+import pytest
+from gnuradio.dmimo.radio_clock import MIN_REPORTS, RadioClock, Radios, whole_second_shifts
+
+RATE = 1e6
+PERIOD_S = 0.05
+
+
+def reports(offset_s, delays_s, start_s=100.0):
+    """(sample, arrival) of a radio that reports every 50 ms, each message that much later."""
+    sent = start_s + PERIOD_S * np.arange(len(delays_s))
+    return [(round((local + offset_s) * RATE), local + delay) for local, delay in zip(sent, delays_s, strict=True)]
+
+
+def feed(radios, name, offset_s, delays_s, start_s=100.0):
+    for sample, arrival in reports(offset_s, delays_s, start_s):
+        radios.report(name, sample, arrival)
+
+
+@pytest.mark.parametrize("offset_s", [-90.25, 0.0, 1.7e9])
+def test_one_punctual_message_in_ten_seconds_gives_the_time(offset_s):
+    rng = np.random.default_rng(1)
+    delays = rng.exponential(0.02, 150) + 0.005
+    delays[40] = 0.001
+    radios = Radios(["rack"], RATE)
+    feed(radios, "rack", offset_s, delays)
+    assert radios.now(120.0) / RATE == pytest.approx(offset_s + 120.0 - 0.001, abs=2e-6)
+
+
+def test_no_message_makes_the_time_earlier_than_another_has_shown_it():
+    clock = RadioClock()
+    clock.report(50.0, 100.0)
+    for late in (0.3, 2.0, 0.01):
+        clock.report(51.0, 101.0 + late)
+        assert clock.offset_s == pytest.approx(-50.0)
+
+
+def test_what_was_reported_too_long_ago_is_forgotten():
+    clock = RadioClock(memory_s=1.0)
+    clock.report(50.0, 100.0)
+    for step in range(1, 30):  # a clock that loses 1 ms in every report
+        clock.report(50.0 + 0.099 * step, 100.0 + 0.1 * step)
+        oldest = max(0, step - 10)
+        assert clock.offset_s == pytest.approx(-50.0 - 0.001 * oldest)
+
+
+def test_a_clock_without_reports_has_no_time():
+    with pytest.raises(ValueError, match="has not reported its time"):
+        RadioClock().offset_s  # noqa: B018
+
+
+def test_radios_are_shifted_forward_to_the_latest_one():
+    shifts, faults = whole_second_shifts({"a": 5.003, "b": 7.001, "c": 6.0})
+    assert (shifts, faults) == ({"a": 2, "b": 0, "c": 1}, {})
+    assert whole_second_shifts({"a": 4.99, "b": 5.18}) == ({"a": 0, "b": 0}, {})
+
+
+@pytest.mark.parametrize("offsets", [{"a": 3.0, "b": 3.37, "c": 5.01}, {"a": 3.0, "b": 2.37, "c": 3.01},
+                                     {"b": 0.37, "a": 1.0, "c": 9.99}])
+def test_the_radio_off_a_whole_second_from_the_others_is_named(offsets):
+    shifts, faults = whole_second_shifts(offsets)
+    assert shifts == {}
+    assert list(faults) == ["b"]
+    assert "+0.37 s off a whole second" in faults["b"]
+    assert "radio b" in faults["b"]
+
+
+@pytest.mark.parametrize(("fraction", "faulty"), [(0.19, False), (-0.19, False), (0.21, True), (-0.21, True)])
+def test_of_two_radios_up_to_a_fifth_of_a_second_is_delay(fraction, faulty):
+    _, faults = whole_second_shifts({"a": 3.0, "b": 8.0 + fraction})
+    assert list(faults) == ["b"] * faulty
+
+
+def test_radios_are_aligned_once_all_have_reported_often_enough_late_messages_and_all():
+    rng = np.random.default_rng(3)
+    radios = Radios(["a", "b"], RATE)
+    feed(radios, "a", 7.0, rng.exponential(0.01, MIN_REPORTS))
+    assert radios.align() == ({}, {})
+    delays = rng.exponential(0.01, MIN_REPORTS)
+    delays[::2] += 0.4
+    feed(radios, "b", 6.0, delays[:-1])
+    assert radios.align() == ({}, {})
+    feed(radios, "b", 6.0, delays[-1:])
+    assert radios.align() == ({"a": 0, "b": 1}, {})
+    assert radios.align() == ({}, {})  # said once
+
+
+def test_one_radio_is_aligned_at_its_first_report():
+    radios = Radios(["a"], RATE)
+    feed(radios, "a", 7.0, [0.5])
+    assert radios.align() == ({"a": 0}, {})
+
+
+def test_a_radio_that_has_been_shifted_shows_its_new_time_at_once():
+    radios = Radios(["a"], RATE)
+    feed(radios, "a", 7.0, [0.001] * 20)
+    feed(radios, "a", 8.0, [0.001], start_s=101.0)
+    assert radios.now(101.0) == pytest.approx(109.0 * RATE, abs=2000)
+
+
+def test_a_run_waits_for_every_radio_and_takes_the_latest_sample_and_epoch():
+    radios = Radios(["a", "b"], RATE)
+    assert radios.missing() == "no time reported by radio a, radio b"
+    feed(radios, "a", 7.0, [0.0])
+    assert radios.missing() == "no time reported by radio b"
+    feed(radios, "b", 7.0, [0.0])
+    radios.begun("b", 9_000_000, 17)
+    assert not radios.ready
+    assert radios.missing() == "no begin of the streams reported by radio a"
+    radios.begun("a", 8_000_000, 18)
+    assert radios.ready
+    assert (radios.first_sample, radios.epoch) == (9_000_000, 18)
+
+
+def test_a_radio_that_was_interrupted_is_waited_for_and_its_old_time_is_forgotten():
+    radios = Radios(["a"], RATE)
+    feed(radios, "a", 3600.0, [0.0])
+    radios.begun("a", 1, 1)
+    radios.interrupted("a", 2)
+    assert not radios.ready
+    radios.begun("a", 2, 3)
+    assert not radios.ready  # its time is not known
+    feed(radios, "a", 5.0, [0.0])
+    assert radios.ready
+    assert radios.epoch == 3
+    assert radios.now(100.0) == 105_000_000
+
+
+def test_radios_that_have_fallen_silent_are_known():
+    radios = Radios(["a", "b"], RATE)
+    feed(radios, "a", 7.0, [0.0] * 100)
+    feed(radios, "b", 7.0, [0.0])
+    assert radios.silent(104.0, 2.0) == ["b"]
+
+
+def test_strangers_and_twins_are_refused():
+    with pytest.raises(ValueError, match="different names"):
+        Radios(["a", "a"], RATE)
+    with pytest.raises(ValueError, match=r"radio 'x': the scheduler was given the radios \['a'\]"):
+        Radios(["a"], RATE).report("x", 0, 0.0)
