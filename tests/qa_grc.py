@@ -12,18 +12,20 @@ from pathlib import Path
 
 import pmt
 import pytest
+import virtual_usrp_device
 import yaml
 from gnuradio import dmimo, gr
 from gnuradio.dmimo import testbed
 from gnuradio.dmimo.assembly import Assembly
 from gnuradio.dmimo.core.ofdm_exchange import OfdmExchange
+from gnuradio.dmimo.radio_settings import RadioPort, RadioSettings
 from gnuradio.grc.core.platform import Platform
 from gnuradio.grc.core.schema_checker import BLOCK_SCHEME, Validator
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "grc").glob("*.yml"))
 EXAMPLES = sorted((ROOT / "examples").glob("*.grc"))
-LEAVES = {"Waveforms", "Synchronization", "Calibration", "Precoding", "Sensing", "Simulation"}
+LEAVES = {"Waveforms", "Synchronization", "Calibration", "Precoding", "Sensing", "Simulation", "Radio"}
 SECTIONS = ("Inputs", "Outputs", "Messages", "Parameters", "Reference")
 UNITS = {"_hz": "Hz", "_s": "s", "_db": "dB", "_rad": "rad", "_ppm": "ppm", "_samples": "samples", "_m": "m"}
 WORDS = re.compile(r"[A-Z][A-Za-z0-9 ,/'()-]*( \[[A-Za-z/%]+\])?")
@@ -57,8 +59,23 @@ SAMPLES = {
     "samp_rate": lambda: 1e6,
     "silent_from": lambda: None,
     "unacknowledged": dict,
+    "settings": lambda: virtual_radio(),
     "exchange": lambda: EXCHANGE,
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def virtual_usrp():
+    """UHD knows the virtual USRP, where that can be built, from its first import on: that of the block's class."""
+    if virtual_usrp_device.missing() is None:
+        virtual_usrp_device.use()
+
+
+def virtual_radio() -> RadioSettings:
+    """Return the settings of a radio; skips where the virtual USRP cannot be built."""
+    virtual_usrp_device.library()
+    own = {"clock_source": "internal", "time_source": "internal"}
+    return RadioSettings(virtual_usrp_device.arguments(), 1e6, {"ap1": [RadioPort(0, 1e9), RadioPort(1, 1e9)]}, **own)
 
 
 def class_name(data: dict) -> str:

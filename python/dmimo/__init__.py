@@ -36,6 +36,7 @@ _BLOCKS = (
     "role",
     "simulated_network",
     "slot_scheduler",
+    "usrp_array",
     "verification_role",
     "verifier",
 )
