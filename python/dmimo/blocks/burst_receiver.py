@@ -17,8 +17,6 @@ from .timetags import RX_TIME, rate_ratio, sample_from_pmt
 
 LOST, NOT_FINITE = "lost", "samples are not finite"
 BURSTS = pmt.intern("bursts")
-CHUNK_S = 1e-3  # of a continuous stream, taken at once: short against the lead of a slot, long against a call
-MAX_CHUNK_SAMPLES = 8192
 HISTORY_SAMPLES = 16384  # GNU Radio's buffers take four times as much
 _start = attrgetter("start")
 
@@ -44,13 +42,10 @@ class burst_receiver(lean_sync_block):
     history_samples : int, optional
         How far back samples are kept; at least one slot, and what the ports' delays differ by. By default 16384, or two
         slots where these are longer.
-    continuous : bool
-        The streams never pause, as a radio's: samples are taken about a millisecond at a time, which saves most of the
-        load. Left off for a simulated network, which waits for answers to the last sample that it has sent.
     """
 
     def __init__(self, node: str, num_ports: int, slot_samples: int, samp_rate: float,
-                 history_samples: int | None = None, continuous: bool = False):
+                 history_samples: int | None = None):
         lean_sync_block.__init__(self, "burst_receiver", [np.complex64] * num_ports, None)
         if history_samples is None:
             history_samples = max(HISTORY_SAMPLES, 2 * slot_samples)
@@ -63,14 +58,12 @@ class burst_receiver(lean_sync_block):
         self._earliest = self._latest = 0  # of the delays
         self._waiting: list[Grant] = []  # by start
         self._reset()
-        chunk = min(max(1, round(CHUNK_S * samp_rate)), MAX_CHUNK_SAMPLES) if continuous else 1
-        self._needed = [history_samples + chunk] * num_ports
+        self._needed = [history_samples + 1] * num_ports
         self.set_history(history_samples + 1)
-        self.declare_sample_delay(0)  # the tags of new samples are not to wait until these are history
         # To GNU Radio a Python block has no fixed rate: it would count the history as new, ask for more than there is,
-        # and halve that again and again. As "output" of this size it calls just when there are enough new samples.
-        self.set_output_multiple(history_samples + chunk)
-        self.set_max_noutput_items(history_samples + chunk)
+        # and halve that again and again. With "output" of this size it calls, once, when there is something new.
+        self.set_output_multiple(history_samples + 1)
+        self.set_max_noutput_items(history_samples + 1)
         self.message_port_register_in(pmt.intern("grants"))
         self.set_msg_handler(pmt.intern("grants"), self.handle_grants)
         for port in ("bursts", "error"):
