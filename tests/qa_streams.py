@@ -87,6 +87,49 @@ def test_precoder_applies_no_calibration_that_is_not_trusted():
     np.testing.assert_allclose(run_streams(block, X, 100), WEIGHTS @ X[:, :100], rtol=1e-5, atol=1e-5)
 
 
+def calibration_of(epoch, c=C):
+    return messages.product_to_pmt(Product("sweep", {"c": c}), run=0, epoch=epoch)
+
+
+def sent_by(block):
+    return run_streams(block, X, 100)
+
+
+@pytest.mark.parametrize("announcement", [
+    messages.encode("begin", run=1, epoch=8, hash=""), messages.encode("radio_begin", radio="r", sample=0, epoch=8),
+    messages.encode("radio_epoch", radio="r", epoch=8, reason="retuned")], ids=messages.kind)
+@pytest.mark.parametrize("given", ["by message", "at the start"])
+def test_precoder_sends_nothing_with_a_calibration_of_an_epoch_that_is_over(announcement, given):
+    block = dmimo.precoder(WEIGHTS, *([C, 7] if given == "at the start" else []))
+    if given == "by message":
+        block.handle_product(calibration_of(7))
+    assert not block.outdated
+    block.handle_epoch(announcement)
+    assert block.outdated
+    block.handle_product(calibration_of(7))
+    block.set_weights(WEIGHTS)
+    assert not np.any(block._applied)
+    block.handle_product(calibration_of(8, 2 * C))
+    np.testing.assert_allclose(sent_by(block), WEIGHTS / (2 * C[:, None]) @ X[:, :100], rtol=1e-5, atol=1e-5)
+
+
+def test_precoder_sends_zeros_when_its_calibration_is_outdated():
+    block = dmimo.precoder(WEIGHTS, C, epoch=7)
+    block.handle_epoch(messages.encode("begin", run=1, epoch=8, hash=""))
+    assert not np.any(sent_by(block))
+
+
+def test_precoder_goes_on_in_the_same_epoch_and_without_one():
+    block = dmimo.precoder(WEIGHTS, C, epoch=7)
+    for announced in (7, 5):  # of radios that began earlier
+        block.handle_epoch(messages.encode("radio_begin", radio="r", sample=0, epoch=announced))
+    block.handle_epoch(messages.encode("radio_time", radio="r", sample=0))
+    assert not block.outdated
+    block.set_calibration(C)
+    block.handle_epoch(messages.encode("begin", run=1, epoch=9, hash=""))
+    np.testing.assert_allclose(sent_by(block), WEIGHTS / C[:, None] @ X[:, :100], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(("setter", "value"), [
     ("set_weights", np.zeros((2, 2))), ("set_weights", np.full((3, 2), np.nan)),
     ("set_calibration", np.ones(2)), ("set_calibration", np.zeros(3))])

@@ -68,6 +68,7 @@ from .memory import array_at
 TYPE = pmt.intern("type")
 TX_TIME = pmt.intern("tx_time")
 RUN = pmt.intern("run")
+EPOCH = pmt.intern("epoch")
 NODE = pmt.intern("node")
 SLOT = pmt.intern("slot")
 START = pmt.intern("start")
@@ -220,7 +221,16 @@ def ack(message) -> tuple[str, list[Grant], str]:
 
 def run(message) -> int | None:
     """Run that a message belongs to; None where it does not say."""
-    value = pmt.dict_ref(message, RUN, pmt.PMT_NIL)  # nil too where the message is no dictionary
+    return _integer(message, RUN)
+
+
+def epoch(message) -> int | None:
+    """Epoch that a message belongs to; None where it does not say."""
+    return _integer(message, EPOCH)
+
+
+def _integer(message, key) -> int | None:
+    value = pmt.dict_ref(message, key, pmt.PMT_NIL)  # nil too where the message is no dictionary
     return pmt.to_long(value) if pmt.is_integer(value) else None
 
 
