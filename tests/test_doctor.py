@@ -186,7 +186,7 @@ def check(key):
 def test_a_check_is_skipped_for_where_the_trouble_began():
     examination = examined(found="passed", settings="passed", reference="passed", pps="failed", time="skipped",
                            synthesizers="skipped")
-    assert examination.reason_to_skip(check("streams")) == "means nothing without: PPS edges agree"
+    assert examination.reason_to_skip(check("streams")) == "needs: PPS edges agree"
     assert examination.reason_to_skip(check("pps")) == ""
 
 

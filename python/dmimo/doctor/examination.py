@@ -135,7 +135,7 @@ def _functions() -> dict[str, Callable[[Patient], Result]]:
 
     own = {"found": checks.found, "settings": checks.settings, "reference": checks.reference, "pps": checks.pps,
            "time": checks.common_time, "synthesizers": checks.synthesizers, "streams": checks.streams}
-    if "gnuradio.uhd" not in sys.modules:  # not found: only the first check is run
+    if sys.modules.get("gnuradio.uhd") is None:  # not found: only the first check is run
         return own
     from . import endurance, transmissions
 

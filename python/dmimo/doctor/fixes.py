@@ -162,9 +162,9 @@ def phase(quantum_deg: int | None, kind: str) -> str:
     if quantum_deg is None:
         return "Measure again with more --retunes, and with more signal: higher gains or nearer antennas."
     return _join(
-        "A calibration holds until the next retune, start or gain change: every run here begins a new epoch and "
-        "calibrates anew, and refuses a calibration of another epoch. Do the same in your own flowgraphs.",
-        "" if quantum_deg == 0 else f"Or measure only which of the {360 // quantum_deg} states it is.",
+        "A calibration is good until the next retune, start or gain change. Runs of dmimo begin a new epoch each time, "
+        "measure anew and refuse calibrations of another epoch; do the same in your own flowgraphs.",
+        "" if quantum_deg == 0 else f"One phase then tells which of the {360 // quantum_deg} states it is.",
         {"x300": "UBX and SBX boards keep their phase between boards when tuned by timed commands; other boards do "
                  "not.",
          "b200": "A B2xx has no means to bring it back."}.get(kind, ""),

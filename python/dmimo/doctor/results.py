@@ -16,7 +16,7 @@ class Check(NamedTuple):
 
 CHECKS = (
     Check("found", "found"),
-    Check("settings", "takes its settings", ("found",)),
+    Check("settings", "opens, takes its settings", ("found",)),
     Check("reference", "reference locked", ("settings",)),
     Check("pps", "PPS edges agree", ("settings",)),
     Check("time", "time set after streamers", ("pps",)),
@@ -77,7 +77,7 @@ class Examination:
     def reason_to_skip(self, check: Check) -> str:
         """Why a check would mean nothing after those before it; empty where it would not."""
         missing = self._missing(check)
-        return f"means nothing without: {', '.join(dict.fromkeys(missing))}" if missing else ""
+        return f"needs: {', '.join(dict.fromkeys(missing))}" if missing else ""
 
     def _missing(self, check: Check) -> list[str]:
         """Titles of the checks without which this one means nothing: those where the trouble begins."""
