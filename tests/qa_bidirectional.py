@@ -119,7 +119,7 @@ def test_answer_whose_acknowledgement_is_lost_is_repeated(purpose):
 def test_slots_that_are_lost_do_not_cost_patterns():
     """Ten repetitions in the first pattern, whose phases then end later than planned."""
     first = slot_of("csi_rs")
-    lost = [f"{{kind: lost_slot, node: ue1, slot: {first + 3 * k}, count: 2}}" for k in range(5)]
+    lost = [f"{{kind: lost_slot, node: ue1, slot: {first + 3 * k}}}" for k in range(10)]
     tight = ("pattern_s: 4.0e-3", "pattern_s: 0.5e-3")
     assert play(tight).report["calibrations"] == 2
     report = play(tight, *faults(*lost)).report
@@ -129,7 +129,9 @@ def test_slots_that_are_lost_do_not_cost_patterns():
 
 def test_slot_that_is_lost_too_often_ends_the_run():
     slot = slot_of("ul_cars")
-    outcome = play(ONCE, *faults(f"{{kind: lost_slot, node: trp1, slot: {slot}, count: 3}}"))
+    # The answer and the sounding after it are sent together, the answer then twice by itself.
+    lost = [f"{{kind: lost_slot, node: trp1, slot: {slot + late}}}" for late in (0, 2, 3)]
+    outcome = play(ONCE, *faults(*lost))
     assert outcome.error == f"slot {slot} (ul_cars) failed in 3 attempts: node trp1: lost"
 
 

@@ -218,7 +218,8 @@ class Assembly:
     @property
     def _estimates_frequency(self) -> bool:
         """Whether a sweep estimates frequencies. A common reference makes them 0; a measured one would only turn c."""
-        return self.testbed.calibration.frequency and not (self.uses_radios and radio_plan.shares_reference(self.testbed))
+        shared = self.uses_radios and radio_plan.shares_reference(self.testbed)
+        return self.testbed.calibration.frequency and not shared
 
     @cached_property
     def loop_delays(self) -> radio_plan.LoopDelays | None:

@@ -23,6 +23,7 @@ MAX_OFFSET_HZ = 20e3  # of carriers in a search for preambles, where the testbed
 UNKNOWN_OFFSET_HZ = 1e6  # deviation of an offset that was not measured
 SETTLING = 4  # exchanges at the start: each holds several times as long as the one before
 SETTLING_S = 1.0  # and at most so long: then the offset is known well enough
+LEADS_OF_AN_EXCHANGE = 6  # of reactive slots: from a frequency stage to the first use of a phase, with some in hand
 SUFFIX_SHARE = 4  # the burst's suffix is a quarter of the prefix: clocks may be early by as much
 
 
@@ -59,7 +60,22 @@ class Synchronization(AccessPoints):
             guard_bins=settings.guard_bins, returns=settings.returns, rounds=settings.rounds,
             frequency_repeats=settings.frequency_repeats, pilot_share=settings.pilot_share, joint=settings.joint,
             max_offset_hz=settings.max_offset_hz, num_subbands=slots.num_subbands,
-            leader_noise_db=settings.leader_noise_db, seed=self._bed.seed)
+            leader_noise_db=settings.leader_noise_db, seed=self._bed.seed, frequency_gaps=self._frequency_gaps)
+
+    @property
+    def _frequency_gaps(self) -> tuple[int, ...]:
+        """Gaps between further bursts of the frequency stage with radios, whose exchanges are leads apart.
+
+        Each burst doubles the span, which the frequency found so far bridges, up to what an exchange takes.
+        """
+        bed = self._bed
+        if bed.frontend != "usrp":
+            return ()
+        span, gaps = self._settings.frequency_repeats * bed.slots.slot_samples, []
+        while span < LEADS_OF_AN_EXCHANGE * bed.usrp.reactive_lead_s * bed.samp_rate:
+            gaps.append(span)
+            span += span + bed.slots.slot_samples
+        return tuple(gaps)
 
     @cached_property
     def timing_plan(self) -> timing.TimingPlan | None:

@@ -20,6 +20,7 @@ calibration turning); a measurement has a time, and a tracking filter joins it t
 """
 
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 
 import numpy as np
 
@@ -262,11 +263,12 @@ class FollowerRole(_SyncRole):
             budget, and whether that is `feasible`; and the correction from `sample` on: `turn_rad`, the phase that it
             adds to c there, `turn_hz`, how fast that turns.
         """
-        sample = grants[-1].start + self._plan.burst.slot_samples
+        sample = max(grant.start for grant in grants) + self._plan.burst.slot_samples
         return self._frequency_results(sample) if self._stage == FREQUENCY_SIGNAL else self._phase_results(sample)
 
     def _frequency_results(self, sample: int) -> dict[str, object]:
-        starts, received, noise_vars = (np.array(part) for part in zip(*self._heard.values(), strict=True))
+        heard = sorted(self._heard.values(), key=itemgetter(0))  # repeated slots come later
+        starts, received, noise_vars = (np.array(part) for part in zip(*heard, strict=True))
         self._heard = {}
         estimate = sync.frequency_estimate(received, self._plan.whole_signal, starts, 1 / self._plan.samp_rate,
                                            max_offset=self._plan.max_offset_hz,

@@ -60,6 +60,9 @@ class BeamSyncPlan:
     rounds : int
         Stages II and III in a row; each takes its direction from what the last one returned.
     frequency_repeats : int
+        Bursts of the frequency stage, one slot after another.
+    frequency_gaps : tuple of int
+        Idle samples before each of further bursts: a longer span makes the frequency finer.
     pilot_share : float
         Energy of stage I relative to a port at unit power.
     joint : bool
@@ -92,6 +95,7 @@ class BeamSyncPlan:
     num_subbands: int = 1
     leader_noise_db: float = 0.0
     seed: int = 1
+    frequency_gaps: tuple[int, ...] = ()
 
     def __post_init__(self):
         if not self.followers or self.leader in self.followers or len(set(self.followers)) < len(self.followers):
@@ -155,8 +159,11 @@ class BeamSyncPlan:
         """The frequency stage, follower after follower."""
         slots = []
         for index, name in enumerate(self.followers):
-            slots.append(self._slot(FREQUENCY_PILOT, (name,), index))
-            slots += [self._slot(FREQUENCY_SIGNAL, (self.leader,), index)] * self.frequency_repeats
+            # The direction of the leader's bursts depends on the sounding, and nothing else on what came before.
+            slots.append(self._slot(FREQUENCY_PILOT, (name,), index, follows=index > 0))
+            slots.append(self._slot(FREQUENCY_SIGNAL, (self.leader,), index))
+            idle = [0] * (self.frequency_repeats - 1) + list(self.frequency_gaps)
+            slots += [self._slot(FREQUENCY_SIGNAL, (self.leader,), index, True, gap) for gap in idle]
         return FREQUENCY, 1, slots
 
     def phase_stage(self) -> tuple[str, int, list[Slot]]:
@@ -164,11 +171,14 @@ class BeamSyncPlan:
         slots = [self._slot(PHASE_PILOT, (self.leader,), 0)]
         for index, group in enumerate(self.groups):
             for variant in range(index * self.rounds, (index + 1) * self.rounds):
-                slots += [self._slot(PHASE_SIGNAL, group, variant), self._slot(PHASE_RETURN, (self.leader,), variant)]
+                other = index > 0 and variant == index * self.rounds
+                slots += [self._slot(PHASE_SIGNAL, group, variant, follows=other),
+                          self._slot(PHASE_RETURN, (self.leader,), variant)]
         return PHASE, 1, slots
 
-    def _slot(self, purpose: str, transmitters: tuple[str, ...], variant: int) -> Slot:
-        return Slot(0, purpose, transmitters, (0,) * len(self.nodes), variant)
+    def _slot(self, purpose: str, transmitters: tuple[str, ...], variant: int, follows: bool = False,
+              idle_samples: int = 0) -> Slot:
+        return Slot(0, purpose, transmitters, (0,) * len(self.nodes), variant, follows, idle_samples)
 
 
 @dataclass(frozen=True)

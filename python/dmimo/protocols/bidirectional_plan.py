@@ -282,4 +282,6 @@ class BidirectionalPlan:
         senders = self.trps if purpose in _SENT_BY_TRPS else self.ues
         beam = CHOSEN if self.trains else 0
         beams = tuple(0 if self.side(node) is None else beam for node in self.nodes)
-        return Slot(0, purpose, senders, beams, round_)
+        # All but the answers, and the first slot, are known from the start.
+        follows = purpose not in (UL_CARS, DL_CARS) and (round_, purpose) not in ((0, CSI_RS), (0, TRACKING_CSI_RS))
+        return Slot(0, purpose, senders, beams, round_, follows)

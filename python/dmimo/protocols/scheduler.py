@@ -5,6 +5,8 @@ Start samples are given out in the order of release, and a failed slot of an ope
 phase's end, so that the run on the air is the same whatever the order in which acknowledgements arrive.
 """
 
+import itertools
+from bisect import insort
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -290,7 +292,7 @@ class SlotScheduler:
             for own in self._unconfirmed.values():  # of the attempt that is over
                 for grant in [grant for grant in own if grant.slot == slot]:
                     del own[grant]
-            self._queue.insert(0, slot)
+            insort(self._queue, slot)
             self._next_start += self._guard
         else:
             self._retries.append(slot)
@@ -333,11 +335,18 @@ class SlotScheduler:
         # Refill by half windows: one message then carries many slots.
         if not self._queue or room < max(1, min(len(self._queue), self.phase.window // 2)):
             return []
+        if self._in_lock_step:
+            room = self._num_joined()
         self._keep_lead()
         grants = tuple(map(self._grant, self._queue[:room]))
         del self._queue[:room]
         self._await(grants)
         return [Release(grants)]
+
+    def _num_joined(self) -> int:
+        """How many slots at the head of a lock-step phase's queue are released together."""
+        joined = itertools.takewhile(lambda slot: self._schedule.slots[slot].follows, self._queue[1:])
+        return 1 + sum(1 for _ in joined)
 
     def _await(self, grants: tuple[Grant, ...]) -> None:
         for node in self._schedule.nodes:
@@ -351,6 +360,7 @@ class SlotScheduler:
         # Attempts are counted through all cycles, so that each has its own name; tries begin anew with the phase.
         attempt = self._attempts[slot] = self._attempts.get(slot, -1) + 1
         self._tries[slot] = self._tries.get(slot, 0) + 1
+        self._next_start += self._schedule.slots[slot].idle_samples
         grant = Grant(slot, attempt, self._next_start)
         self._next_start += self._schedule.slot_samples
         self.end_sample = self._next_start

@@ -10,7 +10,7 @@ next phase is released.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
@@ -36,6 +36,10 @@ class Slot:
         Beam of each node, in the order of the schedule's nodes; `CHOSEN` where it is chosen at run time.
     variant : int
         Meaning defined by the purpose (round of a sweep, number of a random start).
+    follows : bool
+        Nothing in it depends on what the slot before it brings: a lock-step phase releases both together.
+    idle_samples : int
+        Idle samples before it.
     """
 
     index: int
@@ -43,11 +47,14 @@ class Slot:
     transmitters: tuple[str, ...]
     beams: tuple[int, ...]
     variant: int = 0
+    follows: bool = False
+    idle_samples: int = 0
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A run of consecutive slots that ends at a barrier; `window` slots are in flight (1: lock-step).
+    """A run of consecutive slots that ends at a barrier; `window` slots are in flight (1: lock-step, slot after slot,
+    but those that follow one another are in flight together).
 
     A `paced` phase begins no earlier than the pace, which a product sets, after the last paced phase began.
     """
@@ -91,6 +98,8 @@ class Schedule:
                 raise ValueError(f"slot {position}: index = {slot.index}, must equal its position")
             if len(slot.beams) != len(self.nodes):
                 raise ValueError(f"slot {position}: {len(slot.beams)} beams, must be one per node ({len(self.nodes)})")
+            if slot.idle_samples < 0:
+                raise ValueError(f"slot {position}: idle_samples = {slot.idle_samples}, must not be negative")
             unknown = sorted(set(slot.transmitters) - set(self.nodes))
             if unknown:
                 raise ValueError(f"slot {position}: transmitters {unknown} are not among the nodes {self.nodes}")
@@ -135,7 +144,7 @@ def build_schedule(
     spans = []
     for position, (name, window, members) in enumerate([*phases, *repeated], -len(phases)):
         spans.append(Phase(name, len(slots), len(members), window, position in paced))
-        slots += [Slot(len(slots) + k, s.purpose, s.transmitters, s.beams, s.variant) for k, s in enumerate(members)]
+        slots += [replace(slot, index=len(slots) + k) for k, slot in enumerate(members)]
     return Schedule(tuple(nodes), slot_samples, tuple(slots), tuple(spans), len(repeated), cycles)
 
 
