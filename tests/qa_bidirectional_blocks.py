@@ -33,6 +33,7 @@ multiuser: {uplink_repeats: 1, repeats: 1, random_starts: 1}
 bidirectional: {patterns: 3, pattern_s: 4.0e-3, max_cfo_hz: 300, tracking: wideband}
 """
 KEYS = {"time_s", "delay_s", "prediction_error_rad", "phase_error_rad"}
+EPOCH = 1_700_000_000_000_001
 LIMIT_S = 60.0
 
 
@@ -50,7 +51,7 @@ class bench(gr.top_block):
     def __init__(self, assembly, filename="", truth=True):
         gr.top_block.__init__(self)
         self.network = assembly.network()
-        self.scheduler = dmimo.slot_scheduler(assembly.schedule, watchdog_s=5.0)
+        self.scheduler = dmimo.slot_scheduler(assembly.schedule, watchdog_s=5.0, epoch=EPOCH)
         self.air = dmimo.simulated_network(self.network)
         self.calibrator = dmimo.bidirectional_calibrator(assembly=assembly, filename=filename)
         self.monitor = dmimo.bidirectional_monitor(assembly=assembly, truth=truth)
@@ -172,6 +173,7 @@ def test_files_hold_the_last_coefficients_of_both_sides(done, directory):
         record = records.load_calibration(directory / name)
         assert tuple(record.port_names) == ports
         np.testing.assert_array_equal(record.c, side.c)
+        assert record.epoch == EPOCH
     assert sorted(path.name for path in directory.iterdir()) == ["c-ue.h5", "c.h5"]
 
 

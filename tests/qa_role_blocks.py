@@ -3,7 +3,7 @@
 
 import pytest
 from gnuradio import dmimo, gr
-from gnuradio.dmimo import testbed
+from gnuradio.dmimo import records, testbed
 from gnuradio.dmimo.assembly import Assembly
 
 TEXT = """
@@ -21,12 +21,13 @@ LIMIT_S = 20.0
 class wired(gr.top_block):
     """A run whose nodes are wired from role, transmitter and receiver."""
 
-    def __init__(self, assembly, make_role):
+    def __init__(self, assembly, make_role, epoch=0, filename=""):
         gr.top_block.__init__(self)
         bed, network = assembly.testbed, assembly.network()
-        self.scheduler = dmimo.slot_scheduler(assembly.schedule, watchdog_s=3.0)
+        self.scheduler = dmimo.slot_scheduler(assembly.schedule, watchdog_s=3.0, epoch=epoch)
         self.air = dmimo.simulated_network(network)
-        self.collectors = [dmimo.calibrator(assembly), *([dmimo.verifier(assembly)] if assembly.verifies else [])]
+        self.collectors = [dmimo.calibrator(assembly, filename),
+                           *([dmimo.verifier(assembly)] if assembly.verifies else [])]
         self.parts = []
         for node in bed.nodes:
             role = make_role(assembly=assembly, name=node.name)
@@ -65,6 +66,14 @@ def test_beam_sweep_roles_calibrate_like_nodes_do():
     flowgraph.run_to_the_end()
     truth = assembly.truth(flowgraph.air._network, flowgraph.collectors[0].estimate)
     assert truth["alignment_error"] < 1e-3
+
+
+def test_the_calibration_file_carries_the_epoch_of_the_run(tmp_path):
+    assembly, path, epoch = Assembly(testbed.parse(TEXT), verify=False), tmp_path / "c.h5", 1_700_000_000_000_001
+    wired(assembly, dmimo.beam_sweep_role, epoch, str(path)).run_to_the_end()
+    assert records.load_calibration(path, assembly.testbed, epoch).epoch == epoch
+    with pytest.raises(records.RecordError, match=f"calibration of epoch {epoch}, now it is {epoch + 1}"):
+        records.load_calibration(path, assembly.testbed, epoch + 1)
 
 
 def test_verification_roles_sweep_and_then_transmit_jointly():

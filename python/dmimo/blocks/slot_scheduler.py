@@ -115,11 +115,17 @@ class slot_scheduler(lean_message_block):
         """First absolute sample after the last slot released."""
         return self._machine.end_sample
 
+    @property
+    def first_sample(self) -> int:
+        """First absolute sample of the run's first slot."""
+        return self._first_sample
+
     def _prepare(self, run: int, first_start: int) -> None:
         # A simulation counts its time from zero, radios count theirs from anywhere.
         until = self._until + first_start * bool(self._radio_names)
         self._machine = machine.SlotScheduler(self._schedule, first_start=first_start, until_sample=until,
                                               **self._options)
+        self._first_sample = first_start
         self._identity = {"run": run, "epoch": self._epoch}
         self._grant = messages.encode("grant", **self._identity)
 
@@ -275,6 +281,8 @@ class slot_scheduler(lean_message_block):
         for action in actions:
             match action:
                 case machine.Release(grants):
+                    if self._machine.releases == len(grants):
+                        self._first_sample = grants[0].start
                     message = pmt.dict_add(self._grant, messages.GRANTS, messages.grants_to_pmt(grants))
                     self.message_port_pub(CONTROL, message)
                 case machine.PhaseDone(phase, grants):
