@@ -85,11 +85,12 @@ def run_figures(report: Mapping) -> dict[str, Figure]:
         `pair_snr_db` and the keys of `gain_bars`, `synchronization` and `bidirectional`.
     """
     figures = {}
-    if report.get("c_true") is not None:
-        # Both have c = 1 at the reference, so what is left and its predicted deviation are relative to it.
-        c, truth = np.asarray(report["c"]), np.asarray(report["c_true"])
-        std = np.radians(report["predicted_phase_std_deg"])
-        figures["coefficients"] = coefficients(c, c / truth, truth, labels=report["ports"], phase_std_rad=std)
+    if report.get("c") is not None:
+        # All have c = 1 at the reference, so what is left and its predicted deviation are relative to it.
+        c, std = np.asarray(report["c"]), np.radians(report["predicted_phase_std_deg"])
+        truth = None if report.get("c_true") is None else np.asarray(report["c_true"])
+        after = None if truth is None else c / truth
+        figures["coefficients"] = coefficients(c, after, truth, labels=report["ports"], phase_std_rad=std)
     if report.get("coherent_gain_db") is not None:
         figures["gains"] = gain_bars(report)
     if report.get("pair_snr_db") is not None:
@@ -101,8 +102,10 @@ def run_figures(report: Mapping) -> dict[str, Figure]:
     return figures
 
 
-def coefficients(before, after, truth=None, *, labels: Sequence[str], phase_std_rad=None) -> Figure:
+def coefficients(before, after=None, truth=None, *, labels: Sequence[str], phase_std_rad=None) -> Figure:
     """Calibration coefficients as found, in the complex plane, and the phase of each port that is left afterwards.
+
+    Where nobody knows what is left, its predicted deviation alone is drawn around zero.
 
     Ports whose values are not finite (not calibrated) are crossed out.
 
@@ -110,7 +113,7 @@ def coefficients(before, after, truth=None, *, labels: Sequence[str], phase_std_
     ----------
     before : array_like (ports,), complex
         Estimated c = t / r of each port, as the hardware started.
-    after : array_like (ports,), complex
+    after : array_like (ports,), complex, optional
         What is left of c once it is applied: estimate over truth, or a second measurement over the first. The phase
         common to all is for the caller to remove.
     truth : array_like (ports,), complex, optional
@@ -120,7 +123,9 @@ def coefficients(before, after, truth=None, *, labels: Sequence[str], phase_std_
     phase_std_rad : array_like (ports,), optional
         Predicted standard deviation of each phase of `after`; drawn as 95 % bars.
     """
-    before, after = _row("before", before, labels, complex), _row("after", after, labels, complex)
+    before = _row("before", before, labels, complex)
+    known = after is not None
+    after = _row("after", after if known else np.where(np.isfinite(before), 1.0, np.nan), labels, complex)
     truth = None if truth is None else _row("truth", truth, labels, complex)
     bars = None
     if phase_std_rad is not None:
@@ -129,7 +134,8 @@ def coefficients(before, after, truth=None, *, labels: Sequence[str], phase_std_
     _phasors(plane, before, truth, labels)
     _residual_phases(left, np.rad2deg(np.angle(after)), bars, labels)
     caption = f"before, the phases spread over {_phase_spread_deg(before):.0f} degrees"
-    set_title(left, "After: phase left per port", caption + ("" if bars is None else "; bars: predicted 95 %"))
+    title = "After: phase left per port" if known else "After: predicted deviation per port"
+    set_title(left, title, caption + ("" if bars is None else "; bars: predicted 95 %"))
     return figure
 
 

@@ -66,6 +66,8 @@ def report(run: Run) -> dict[str, object]:
         "pilot_samples": bed.slots.pilot_samples,
         **({} if run.network is None else {"snr_db_per_sample": bed.noise.snr_db}),
     }
+    if "loop_delay" in run.collectors:
+        content["loop_delays_samples"] = run.collectors["loop_delay"].delays
     if "beamsync" in run.collectors:
         content |= _synchronization(run)
     if run.estimate is not None:

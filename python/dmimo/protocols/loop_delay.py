@@ -203,12 +203,18 @@ class LoopDelayCollector:
     Parameters
     ----------
     plan : LoopDelayPlan
+
+    Attributes
+    ----------
+    delays : dict of node to int64 ndarray (num_ports,)
+        Measured and trusted; empty until then.
     """
 
     phases = frozenset({PHASE})
 
     def __init__(self, plan: LoopDelayPlan):
         self._plan = plan
+        self.delays: dict[str, np.ndarray] = {}
 
     def update(self, product: Product) -> None:
         """Nothing: the measurement comes first."""
@@ -231,6 +237,8 @@ class LoopDelayCollector:
         values = {"loop_delays": np.rint(delays).astype(np.int64), "delay_samples": merged["delay_samples"],
                   "delay_std_samples": merged["delay_std_samples"],
                   "snr_db": 10 * np.log10(np.maximum(merged["snr"], 1e-30))}
+        if not reasons:
+            self.delays = {node: values["loop_delays"][self._plan.ports(node)] for node in self._plan.num_ports}
         return Product(PHASE, values, not reasons, reasons)
 
     def _doubt(self, result: Mapping[str, object], port: int) -> str:
