@@ -141,7 +141,8 @@ def true_gains(log):
     t, r = (np.array([complex(*ports[port][key]) for port in sorted(ports)]) for key in "tr")
     phase = {"tx": np.zeros(len(ports)), "rx": np.zeros(len(ports))}
     for tune in virtual.read_log(log, "tune"):  # one synthesizer per board and direction
-        phase[tune["direction"]][2 * tune["board"] : 2 * tune["board"] + 2] = tune["lo_phase"]
+        first = tune["port"] - tune["channel"]
+        phase[tune["direction"]][first : first + 2] = tune["lo_phase"]
     h = np.zeros((len(ports), len(ports)), complex)
     for entry in virtual.read_log(log, "coupling"):
         h[entry["rx"], entry["tx"]] = h[entry["tx"], entry["rx"]] = complex(*entry["h"])

@@ -226,6 +226,7 @@ double Board::tune(Direction direction, size_t channel, double rf_freq)
     write(line("tune", requested())
               .add("direction", DIRECTION_NAMES[direction])
               .add("channel", channel)
+              .add("port", _chains[direction][channel]->port)
               .add("freq", freq)
               .add("lo_phase", phase));
     return freq;

@@ -114,8 +114,8 @@ void TxStream::start_burst(Channel& channel, const uhd::tx_metadata_t& metadata)
                     .add("burst", number)
                     .add("start", board.device_time(start).get_real_secs())
                     .add("late", channel.dropping));
-    if (channel.dropping)
-        report(channel, async_metadata_t::EVENT_CODE_TIME_ERROR, now(channel));
+    if (channel.dropping) // by a fault: as if it had waited for its time somewhere on the way
+        report(channel, async_metadata_t::EVENT_CODE_TIME_ERROR, std::max(now(channel), start));
     else
         channel.next = start;
 }
