@@ -115,6 +115,13 @@ def test_a_run_waits_for_every_radio_and_takes_the_latest_sample_and_epoch():
     assert (radios.first_sample, radios.epoch) == (9_000_000, 18)
 
 
+def test_the_time_of_a_run_is_that_of_the_latest_radio():
+    radios = Radios(["a", "b"], RATE)
+    feed(radios, "a", 7.0, [0.02])
+    feed(radios, "b", 7.0, [0.004])
+    assert radios.now(101.0) == pytest.approx(107.996 * RATE, abs=2)
+
+
 def test_a_radio_that_was_interrupted_is_waited_for_and_its_old_time_is_forgotten():
     radios = Radios(["a"], RATE)
     feed(radios, "a", 3600.0, [0.0])
