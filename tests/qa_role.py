@@ -6,6 +6,7 @@ import pmt
 import pytest
 from gnuradio import dmimo
 from gnuradio.dmimo.blocks import messages
+from gnuradio.dmimo.blocks.timetags import rate_ratio, sample_from_pmt
 from gnuradio.dmimo.protocols.slots import Grant, Product, Slot, build_schedule
 
 
@@ -38,8 +39,8 @@ class Echo:
 SCHEDULE = build_schedule(("a", "b"), 10, [("echo", 4, [Slot(0, "echo", ("ab"[k % 2],), (0, 0)) for k in range(4)])])
 
 
-def make(role=None, **options):
-    block = dmimo.role("a", 1, SCHEDULE, [role or Echo()], 1e6, **options)
+def make(role=None, num_ports=1, **options):
+    block = dmimo.role("a", num_ports, SCHEDULE, [role or Echo()], 1e6, **options)
     block.published = []
     block.message_port_pub = lambda port, message: block.published.append((pmt.symbol_to_string(port), message))
     return block
@@ -350,14 +351,44 @@ def test_an_amplitude_is_for_radios_and_positive(options):
         make(**options)
 
 
-def test_delays_that_a_role_knows_reach_the_receiver_before_any_slot():
+def test_half_of_a_loop_delay_is_taken_from_the_receiver_before_any_slot():
     member, block = on_radio()
-    member.receive_delays = None
+    member.loop_delays = None
     block.handle_control(messages.encode("begin", run=0, epoch=0, hash=SCHEDULE.hash))
     assert not published(block, "arm")
-    member.receive_delays = np.array([13])
+    member.loop_delays = np.array([13])
     block.handle_control(messages.product_to_pmt(Product("echo", {}), run=0, epoch=0))
     (delays,) = published(block, "arm")
     assert messages.kind(delays) == "delays"
-    assert messages.get(delays, "samples").tolist() == [13]
+    assert messages.get(delays, "samples").tolist() == [7]
     assert [name for name, _ in block.published][-2:] == ["arm", "status"]
+
+
+def two_ports(burst, delays):
+    """Role block of a radio's node of two ports that sends a burst, with loop delays; the burst that it sent."""
+    member, _ = on_radio()
+    member.correction, member.transmit = None, lambda slot, start: burst
+    member.loop_delays = np.array(delays)
+    block = make(member, num_ports=2, fill=False)
+    block.handle_control(messages.encode("begin", run=0, epoch=0, hash=SCHEDULE.hash))
+    block.handle_control(grant(Grant(0, 0, 100)))
+    return block
+
+
+def test_ports_send_half_of_their_loop_delays_earlier_and_confirmations_count_that():
+    burst = np.zeros((2, 10), np.complex64)
+    burst[:, 4:] = [[0.1], [0.2]]
+    block = two_ports(burst, [9, 13])  # 4 and 6 samples
+    (sent,) = published(block, "tx")
+    assert sample_from_pmt(pmt.dict_ref(pmt.car(sent), messages.TX_TIME, pmt.PMT_NIL), rate_ratio(1e6)) == 96
+    samples = messages.vector_from_pmt(pmt.cdr(sent)).reshape(2, 10)
+    np.testing.assert_array_equal(samples[0], burst[0])
+    np.testing.assert_array_equal(samples[1], [*burst[1, 2:], 0, 0])
+    block.handle_event(event(sample=106))
+    confirmed = [m for m in published(block, "status") if messages.kind(m) == "sent"]
+    assert [messages.get(message, "sample") for message in confirmed] == [110]
+
+
+def test_ports_whose_loop_delays_differ_by_more_than_the_silence_of_a_slot_are_an_error():
+    block = two_ports(np.full((2, 10), 0.1, np.complex64), [9, 13])
+    assert "differ by 4 samples: slots.lead_samples" in pmt.symbol_to_string(published(block, "error")[0])

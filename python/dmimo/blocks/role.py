@@ -34,8 +34,8 @@ class role(lean_message_block):
     On a radio (`fill` False) the clock correction shifts the device times of bursts and receive windows. What the radio
     says of a burst (`usrp_array`, port `events`) goes on to the scheduler, in network time. The beam of every granted
     slot is published on the port `beam`, before the burst, with the device time at which the slot begins. A role with
-    an attribute `receive_delays`, int64 (num_ports,) or None, tells the receiver by how many samples later each port's
-    slots are to be cut.
+    an attribute `loop_delays`, int64 (num_ports,) or None, says how long each port's transmitter and receiver take
+    together: half of it the port sends earlier, and its slots are cut by the rest later.
 
     Parameters
     ----------
@@ -82,6 +82,7 @@ class role(lean_message_block):
         self._unacknowledged = dict(unacknowledged or {})
         self._granted: set[Grant] = set()
         self._awaited: set[Grant] = set()  # granted, not received yet
+        self._advance = np.zeros(num_ports, np.int64)  # by which the ports send earlier
         self._armed: dict[Grant, Grant] = {}  # to a radio whose clock is shifted, as armed: as granted
         self._kept: list[tuple[object, list[Grant]]] = []  # burst messages, attempts to take from each
         # By the identities of the bursts, which live as long as the entry.
@@ -117,7 +118,7 @@ class role(lean_message_block):
                 self._recorder.product(product)
             for role in self._roles:
                 role.update(product)
-            self._tell_delays()
+            self._remove_loop_delays()
             self.updated()
             self._status("taken", phase=product.phase)
 
@@ -131,7 +132,7 @@ class role(lean_message_block):
         self._armed.clear()
         self._identity |= {key: messages.get(message, key) for key in ("run", "epoch")}
         self._ack = messages.encode("ack", **self._identity)
-        self._tell_delays()
+        self._remove_loop_delays()
         self._status("ready", hash=self._schedule.hash)
 
     def _grant(self, message) -> None:
@@ -201,6 +202,7 @@ class role(lean_message_block):
             self._publish_beam(run[0], beams[0], start)
             if bursts[0] is None:
                 self._confirm_silence(run[0])
+            start -= int(self._advance.min())
         vector = self._encode(run, bursts)
         if vector is not None:
             indices = [grant.slot for grant in run]
@@ -239,7 +241,8 @@ class role(lean_message_block):
         return self._encoded[key][1]
 
     def _scaled(self, grant: Grant, samples: np.ndarray) -> np.ndarray:
-        """Samples for the radio, complex64; ValueError where they exceed its full scale."""
+        """Samples for the radio, complex64, each port's as early as its loop asks; ValueError beyond the full scale."""
+        samples = self._staggered(grant, samples)
         scaled = np.ascontiguousarray(self._amplitude * samples, np.complex64)
         peak = float(np.abs(scaled.view(np.float32)).max(initial=0.0))
         if peak > 1:
@@ -248,6 +251,19 @@ class role(lean_message_block):
                              f"{self._amplitude:g} makes a peak of {peak:.3g}, must be at most 1, full scale of the "
                              f"radio: lower it to {self._amplitude / peak:.2g}")
         return scaled
+
+    def _staggered(self, grant: Grant, samples: np.ndarray) -> np.ndarray:
+        """Samples with the ports that must send earlier than others earlier by that."""
+        earlier = self._advance - self._advance.min()
+        if not earlier.any():
+            return samples
+        samples, most = samples.copy(), int(earlier.max())
+        if np.any(samples[:, :most] * (np.arange(most) < earlier[:, None])):
+            raise ValueError(f"node {self._identity['node']}, slot {grant.slot}: loop delays of its ports differ by "
+                             f"{2 * most} samples: slots.lead_samples must be at least half of that")
+        for port, early in enumerate(earlier):
+            samples[port] = np.concatenate([samples[port, early:], np.zeros(early, samples.dtype)])
+        return samples
 
     def _check_shape(self, grant: Grant, num_ports: int, length: int) -> None:
         longest = self._schedule.slot_samples
@@ -295,14 +311,18 @@ class role(lean_message_block):
             return
         where = {}
         if "sample" in event:
-            where["sample"] = event["sample"] - self._shift(event["sample"])
+            sample = event["sample"] + int(self._advance.min())
+            where["sample"] = sample - self._shift(sample)
         self._status("sent", port=event["port"], event=event["event"], status=event["error"] or "ok", **where)
 
-    def _tell_delays(self) -> None:
-        """Tell the receiver how much later than it labels them the ports' samples are."""
+    def _remove_loop_delays(self) -> None:
+        """Send earlier from now on, and tell the receiver by how much later to cut."""
         for member in self._roles:
-            if getattr(member, "receive_delays", None) is not None:
-                self.message_port_pub(ARM, messages.encode("delays", samples=member.receive_delays))
+            delays = getattr(member, "loop_delays", None)
+            if delays is not None:
+                self._advance = delays // 2
+                self._encoded.clear()
+                self.message_port_pub(ARM, messages.encode("delays", samples=delays - self._advance))
 
     def _record(self, burst: messages.Burst | None, taken: list[Grant], status: str) -> None:
         slots = [self._schedule.slots[grant.slot] for grant in taken]

@@ -7,9 +7,10 @@ ports. The ports sound one after another with a wideband burst x, `repeats` time
 
 .. math:: y_r(n) = g_r\, x(n - d) + w_r(n), \qquad r = 1 \dots \mathrm{repeats}
 
-with unknown complex gains g. `core.timing.acquire` finds d by maximum likelihood. The receiver then cuts all slots of
-the port round(d) samples later; the rest, below half a sample, stays in the calibration c, where it belongs: it is the
-same in every measurement.
+with unknown complex gains g. `core.timing.acquire` finds d by maximum likelihood. From then on the port sends half of
+round(d) samples earlier and cuts its slots by the rest later: a loop does not tell how much of it is the transmitter's,
+and two chains of one port are more alike than chains of two radios. What stays, less than a sample and half of what the
+two chains differ by, is in the calibration c, where it belongs: it is the same in every measurement.
 
 After every burst the nodes keep silent for `guard_samples` at least, so that a burst that is later than the slot can
 measure (`max_delay_samples`) is not taken for an early one of the next slot.
@@ -114,9 +115,8 @@ class LoopDelayRole:
 
     Attributes
     ----------
-    receive_delays : ndarray (num_ports,), int64, or None
-        By how many samples later than sent the ports' slots are to be cut, once that has been measured. A measurement
-        in a later run counts on them being in force.
+    loop_delays : ndarray (num_ports,), int64, or None
+        What is to be removed, once that has been measured. A measurement in a later run counts on that being done.
     """
 
     purposes = frozenset({PURPOSE})
@@ -125,7 +125,7 @@ class LoopDelayRole:
     def __init__(self, node: str, plan: LoopDelayPlan):
         self._node, self._plan = node, plan
         num_ports = plan.num_ports.get(node, 0)
-        self.receive_delays: np.ndarray | None = None
+        self.loop_delays: np.ndarray | None = None
         self._bursts = np.zeros((num_ports, num_ports, plan.slot_samples), np.complex64)
         first = plan.margin_samples
         for port in range(num_ports):
@@ -166,7 +166,7 @@ class LoopDelayRole:
         self._ports.clear()
         found = _acquire(samples, plan.burst)
         inside = found.delay_samples - plan.margin_samples
-        before = 0 if self.receive_delays is None else self.receive_delays
+        before = 0 if self.loop_delays is None else self.loop_delays
         return {"delay_samples": inside + before, "delay_std_samples": found.delay_std_samples,
                 "inside_samples": inside, "snr": found.snr, "found": found.trusted,
                 "rival": _rival(samples, plan.burst, found.delay_samples)}
@@ -175,7 +175,7 @@ class LoopDelayRole:
         """Take the delays of the node's ports."""
         if product.phase == PHASE and product.trusted and self._node in self._plan.num_ports:
             delays = np.asarray(product.values["loop_delays"])[self._plan.ports(self._node)]
-            self.receive_delays = delays.astype(np.int64)
+            self.loop_delays = delays.astype(np.int64)
 
 
 class GivenDelays:
@@ -191,7 +191,7 @@ class GivenDelays:
     reactive = False
 
     def __init__(self, delays: Sequence[int]):
-        self.receive_delays = np.array(delays, np.int64)
+        self.loop_delays = np.array(delays, np.int64)
 
     def update(self, product: Product) -> None:
         """Nothing: the delays are known."""
