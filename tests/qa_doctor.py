@@ -139,6 +139,58 @@ def test_a_sample_rate_that_the_radio_cannot_do_is_told(tmp_path):
     assert "master clock" in checks["settings"]["fix"]
 
 
+@pytest.fixture(scope="module")
+def patient(uhd):
+    """A radio after the check of its bursts, in this process."""
+    from gnuradio.dmimo.doctor import checks, transmissions
+    from gnuradio.dmimo.doctor.patient import Options, Patient
+    from gnuradio.dmimo.radio_settings import RadioPort, RadioSettings
+
+    ports = {"ap1": [RadioPort(0, 2.4e9)], "ap2": [RadioPort(2, 2.4e9)]}
+    made = Patient(RadioSettings(virtual.arguments(num_mboards=2, medium="doctor"), 1e6, ports), Options())
+    for check in (checks.settings, checks.common_time, checks.synthesizers, checks.streams, transmissions.timed_bursts):
+        told = check(made)
+        assert told.status == "passed", told
+    yield made
+    made.bench.stop()
+
+
+class Unpunctual:
+    """A source that keeps command times by another clock, or not at all."""
+
+    def __init__(self, uhd, source, shift_s):
+        self.uhd, self.source, self.shift_s = uhd, source, shift_s
+
+    def __getattr__(self, name):
+        return getattr(self.source, name)
+
+    def set_command_time(self, when, board):
+        if self.shift_s is not None:
+            self.source.set_command_time(self.uhd.time_spec(when.get_real_secs() + self.shift_s), board)
+
+
+@pytest.mark.parametrize(("shift_s", "words"), [
+    (None, "board 1 (V1) tuned at once, not at its time"),
+    (-400e-6, "board 1 (V1) tuned 400 us early, not at its time"),
+    (0.05, "board 1 (V1) not at the new frequency 1.8 ms after its time"),
+    (300e-6, "board 1 (V1) 300 us after its time"),
+    (0.0, "board 1 (V1) 0 us after its time"),
+], ids=["never", "early", "late", "settles", "on time"])
+def test_a_tune_at_another_time_than_asked_for_is_measured(uhd, patient, shift_s, words):
+    from gnuradio.dmimo.doctor import transmissions
+
+    sources = patient.bench.array.sources
+    kept, sources[1] = sources[1], Unpunctual(uhd, sources[1], shift_s)
+    try:
+        told = transmissions.timed_tune(patient)
+    finally:
+        sources[1] = kept
+    assert words in told.measured
+    assert "board 0 (V0)" not in told.measured or told.status == "passed"
+    assert told.status == ("passed" if shift_s in (0.0, 300e-6) else "failed")
+    assert ("settle_s" in told.fix) == (told.status == "failed")
+
+
 def no_radio(tmp_path, environment):
     (tmp_path / "bed.yml").write_text(BED.format(args="type=b200,serial=NOSUCH", more=""))
     done = dmimo("doctor", "bed.yml", "--output", "out", cwd=tmp_path, environment=environment)

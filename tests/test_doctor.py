@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The doctor's arithmetic: quanta of phases, moments of bursts and tunes, leads, and what follows from what."""
 
+import os
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 from gnuradio.dmimo import testbed
-from gnuradio.dmimo.doctor import arrivals, fixes, leads, plan, repeatability
+from gnuradio.dmimo.doctor import arrivals, examination, fixes, leads, plan, repeatability
+from gnuradio.dmimo.doctor.patient import Options
 from gnuradio.dmimo.doctor.results import CHECKS, Examination, Result, report
+from gnuradio.dmimo.radio_settings import RadioPort, RadioSettings
 
 QUANTA = repeatability.QUANTA_DEG
 RATE = 1e6
@@ -172,11 +178,9 @@ def test_the_bound_on_late_bursts_holds_at_its_confidence():
 
 
 def examined(**statuses):
-    examination = Examination("rack", "type=b200")
-    for check in CHECKS:
-        if check.key in statuses:
-            examination.results.append(Result(check.key, statuses[check.key], "words", "fix"))
-    return examination
+    told = Examination("rack", "type=b200")
+    told.results += [Result(one.key, statuses[one.key], "words", "fix") for one in CHECKS if one.key in statuses]
+    return told
 
 
 def check(key):
@@ -184,10 +188,10 @@ def check(key):
 
 
 def test_a_check_is_skipped_for_where_the_trouble_began():
-    examination = examined(found="passed", settings="passed", reference="passed", pps="failed", time="skipped",
-                           synthesizers="skipped")
-    assert examination.reason_to_skip(check("streams")) == "needs: PPS edges agree"
-    assert examination.reason_to_skip(check("pps")) == ""
+    told = examined(found="passed", settings="passed", reference="passed", pps="failed", time="skipped",
+                    synthesizers="skipped")
+    assert told.reason_to_skip(check("streams")) == "needs: PPS edges agree"
+    assert told.reason_to_skip(check("pps")) == ""
 
 
 def test_checks_need_only_what_comes_before_them():
@@ -266,3 +270,42 @@ def test_a_testbed_without_radios_is_told_what_to_add():
     rest = "  - {name: ap2, radio: {channels: [2]}}\nslots: {slot_samples: 512}"
     bed = testbed.parse(f"version: 1\n{snippet}\n{rest}")
     assert bed.usrp.radios[0].name == "rack"
+
+
+def crashes(pipe, settings, options, log):
+    """A process in place of the doctor's, in which UHD ends everything after the first check."""
+    Path(log).write_text("[INFO] hello\nterminate called: the cable is gone\n")
+    pipe.send((Result("found", "passed", "a device"), ["board 0 (A)"]))
+    os.abort()
+
+
+def hangs(pipe, settings, options, log):
+    """A process in place of the doctor's, in which UHD never returns."""
+    pipe.send((Result("found", "passed", "a device"), []))
+    time.sleep(60)
+
+
+SETTINGS = RadioSettings("type=none", 1e6, {"ap1": [RadioPort(0, 1e9)]})
+
+
+def test_a_crash_of_uhd_fails_the_check_under_way_with_its_last_words(monkeypatch, tmp_path):
+    monkeypatch.setattr(examination, "_work", crashes)
+    begun = []
+    told = examination.examine("rack", SETTINGS, Options(), log=tmp_path / "uhd.log",
+                               watch=lambda _, check: begun.append(check and check.key))
+    assert [result.status for result in told.results] == ["passed", "failed"] + ["skipped"] * 10
+    assert "the cable is gone" in told.results[1].measured
+    assert told.results[2].measured == "the radio no longer answers"
+    assert told.boards == ["board 0 (A)"]
+    assert begun == ["found", "settings", None]
+
+
+def test_a_radio_that_never_answers_is_given_up(monkeypatch):
+    monkeypatch.setattr(examination, "_work", hangs)
+    monkeypatch.setattr(examination, "LIMITS_S", {"found": 30.0, "settings": 0.3})
+    monkeypatch.setattr(examination, "STOP_LIMIT_S", 0.1)
+    started = time.monotonic()
+    told = examination.examine("rack", SETTINGS, Options())
+    assert time.monotonic() - started < 30
+    assert told.results[1].measured.startswith("the radio did not answer within 0.3 s")
+    assert not told.passed

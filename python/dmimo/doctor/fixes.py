@@ -122,8 +122,8 @@ def performance(kind: str) -> str:
                  "args: num_recv_frames=512,num_send_frames=512.",
          "": "Network or USB: larger buffers, see the UHD manual on transports."}.get(
              kind, "Network: MTU 9000 on the host's interface (then UHD takes frames of 8000 bytes; "
-                   "recv_frame_size and send_frame_size in args set them), sudo sysctl -w net.core.rmem_max=50000000 "
-                   "net.core.wmem_max=50000000, larger NIC rings (ethtool -G), num_recv_frames=512 in args."))
+                   "recv_frame_size and send_frame_size in args set them), sudo sysctl -w net.core.rmem_max=33554432 "
+                   "net.core.wmem_max=33554432, larger NIC rings (ethtool -G), num_recv_frames=512 in args."))
 
 
 def not_heard() -> str:

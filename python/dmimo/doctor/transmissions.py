@@ -37,6 +37,8 @@ def timed_bursts(patient: Patient) -> Result:
         heard = bench.sound([(row, burst) for row in range(len(bench.ports))])
         if heard is not None:
             rounds.append(heard)
+        elif bench.radio.dead_boards():
+            return failed("timed_burst", "no samples come any more", fixes.unanswered())
     # A burst of a node is answered on each of its ports.
     expected = {name: sweeps * len(ports) for name, ports in bench.settings.nodes.items()}
     answers = sum(count * len(bench.settings.nodes[name]) for name, count in expected.items())
