@@ -161,9 +161,8 @@ class slot_scheduler(lean_message_block):
         return super().stop()
 
     def _watch(self) -> None:
-        if self._radio_names and not self.finished_event.wait(self._radio_timeout_s):
-            self._post(WATCHDOG, pmt.PMT_T)
-        while not self.finished_event.wait(self._watchdog_s):
+        start_s = min(self._watchdog_s, self._radio_timeout_s)
+        while not self.finished_event.wait(self._watchdog_s if self._began else start_s):
             self._post(WATCHDOG, pmt.PMT_T)
 
     def _tell_time(self) -> None:
