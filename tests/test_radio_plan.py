@@ -54,6 +54,18 @@ def test_simulation_of_the_same_file_needs_no_radio():
     assert assembly.network().num_ports == 6
 
 
+@pytest.mark.parametrize(("sources", "shared"), [
+    (["external"], True), (["external", "mimo"], True), (["internal"], True), (["gpsdo"], False),
+    (["external", "gpsdo"], False), (["internal", "internal"], False)])
+def test_a_reference_is_shared_over_a_cable_or_on_one_board(sources, shared):
+    assert testbed.Usrp(tuple(testbed.Radio(clock_source=source) for source in sources)).shares_reference is shared
+
+
+def test_bidirectional_without_a_common_reference_needs_a_promise():
+    promised = RACKS + "bidirectional: {max_cfo_hz: 3.9}"
+    assert testbed.parse(promised).bidirectional.max_cfo_hz == 3.9
+
+
 def test_fingerprint_follows_radio_and_channels_of_access_points_with_usrps_only():
     base = testbed.fingerprint(testbed.parse(RACKS))
     for old, new in [("type=b200", "type=b210"), ("[3, 0]", "[0, 3]"), ("[5, 7]", "[5, 8]")]:
@@ -79,6 +91,10 @@ MISTAKES = [
     ("pc2: [ap3]}", "pc2: [ap3]}\n  quorum: 3", 17, "value 3: there are 2 hosts"),
     ("pc2: [ap3]}", "p-2: [ap3]}", 16, "must be a name"),
     ("settle_s: 0.3", "lead_s: 0", 8, "must be above 0"),
+    ("slot_samples: 512", "slot_samples: 60, pilot_samples: 10, num_subcarriers: 8, num_subbands: 1, "
+     "prefix_samples: 4, lead_samples: 2", 17, "value 60: must be at least 64"),
+    ("slots: {slot_samples: 512}", "slots: {slot_samples: 512}\nbidirectional: {}", 18, "at most 3.92 Hz"),
+    ("slots: {slot_samples: 512}", "slots: {slot_samples: 512}\nbidirectional: {max_cfo_hz: 4}", 18, "at most 3.92 Hz"),
 ]
 
 

@@ -218,7 +218,7 @@ class Assembly:
     @property
     def _estimates_frequency(self) -> bool:
         """Whether a sweep estimates frequencies. A common reference makes them 0; a measured one would only turn c."""
-        shared = self.uses_radios and radio_plan.shares_reference(self.testbed)
+        shared = self.uses_radios and self.testbed.usrp.shares_reference
         return self.testbed.calibration.frequency and not shared
 
     @cached_property

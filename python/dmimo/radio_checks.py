@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .testbed import Node, Testbed
 
 INTERNAL = "internal"
+MIN_SLOT = 64  # of a measurement of loop delays
 LISTS = ("tx_antennas", "rx_antennas", "tx_gains_db", "rx_gains_db", "center_freqs", "loop_delays_samples")
 
 
@@ -25,6 +26,8 @@ def check(document: Document, testbed: Testbed) -> None:
         for index, node in enumerate(testbed.nodes):
             _check_node(document, testbed, index, node)
         _check_channels(document, testbed)
+    if testbed.frontend == "usrp":
+        _check_protocols(document, testbed)
     if testbed.hosts is not None:
         _check_hosts(document, testbed)
 
@@ -66,6 +69,21 @@ def _check_channels(document: Document, testbed: Testbed) -> None:
             if other != node.name or channel in node.radio.channels[:position]:
                 raise document.error(("nodes", index, "radio", "channels", position),
                                      f"value {channel}: belongs to node {other} already")
+
+
+def _check_protocols(document: Document, testbed: Testbed) -> None:
+    usrp, slots, settings = testbed.usrp, testbed.slots, testbed.bidirectional
+    if usrp.loop_delay == "measured" and slots.slot_samples < MIN_SLOT:
+        raise document.error(("slots", "slot_samples"), f"value {slots.slot_samples}: must be at least {MIN_SLOT} to "
+                                                        "measure loop delays (usrp.loop_delay: given does not)")
+    if settings is None or usrp.shares_reference:
+        return
+    # The soundings that show a frequency are two answers apart; a fifth in hand for the time that these take.
+    limit_hz = 0.4 / (2 * usrp.reactive_lead_s + 4 * slots.slot_samples / testbed.samp_rate)
+    if settings.max_cfo_hz is None or settings.max_cfo_hz > limit_hz:
+        raise document.error(("bidirectional", "max_cfo_hz"), "radios without a common reference (clock_source: "
+                             f"external for all): must say that carriers differ by at most {limit_hz:.3g} Hz, since "
+                             "larger differences cannot be told from smaller ones; beamsync has no such limit")
 
 
 def _check_hosts(document: Document, testbed: Testbed) -> None:

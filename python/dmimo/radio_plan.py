@@ -10,9 +10,6 @@ from .radio_settings import RadioPort, RadioSettings
 from .testbed import Node, Radio, Testbed
 from .testbed_sections import per_port
 
-SHARED_SOURCES = {"external", "mimo"}  # not gpsdo: each board has its own
-INTERNAL = "internal"
-
 
 def radio_of(bed: Testbed, node: Node) -> str:
     """Name of the radio that a node's ports belong to."""
@@ -39,12 +36,6 @@ def _others(taken: set[int]) -> Iterator[int]:
         if channel not in taken:
             yield channel
         channel += 1
-
-
-def shares_reference(bed: Testbed) -> bool:
-    """Whether all boards run on one frequency reference: a cable brings it to them, or there is a single board."""
-    sources = [radio.clock_source for radio in bed.usrp.radios if nodes_of(bed, radio.name)]
-    return set(sources) <= SHARED_SOURCES or sources == [INTERNAL]  # boards of one radio cannot be internal
 
 
 def settings(bed: Testbed) -> dict[str, RadioSettings]:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+SHARED_SOURCES = {"external", "mimo"}  # of the reference; not gpsdo: each board has its own
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -127,6 +129,12 @@ class Usrp:
     reactive_lead_s: float = 0.05
     settle_s: float = 0.1
     loop_delay: Literal["measured", "given"] = "measured"
+
+    @property
+    def shares_reference(self) -> bool:
+        """Whether all boards run on one frequency reference: a cable brings it to them, or there is a single board."""
+        sources = [radio.clock_source for radio in self.radios]
+        return set(sources) <= SHARED_SOURCES or sources == ["internal"]  # boards of one radio cannot be internal
 
 
 @dataclass(frozen=True)
