@@ -88,7 +88,7 @@ class Coordinator:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        self.end(f"the coordinator has ended: {str(error) or kind.__name__}" if kind else None)
+        self.end(str(error) if isinstance(error, HostError) else f"the coordinator has ended: {error!r}" if kind else None)
         if self._beater is not None:
             self._beater.stop()
             for link in self._links.values():
@@ -266,7 +266,10 @@ class Coordinator:
         hello = Hello(host, messages.get(message, "instance"), messages.get(message, "version"),
                       json.loads(text(message, "configuration")))
         if self._presence is None:
+            known = hello.instance in self._gathering.present(now)[host]
             refusal = self._gathering.hello(hello, now)
+            if refusal is None and not known:
+                self._say(f"host {self._described(host)} has come")
             if refusal is not None:
                 self._dismiss(host, refusal)
                 self._fail(refusal)

@@ -35,7 +35,7 @@ LINK = "link"
 POLL_MS = 100  # how long the ZeroMQ source waits for a message before it looks whether it is to stop
 DRAIN_S = 0.5
 FLUSH_S = 0.1
-LIMIT_S = 5.0
+LIMIT_S = 10.0
 IN = pmt.intern("in")
 TEXTS = ("configuration", "error")  # of any length
 
@@ -100,6 +100,8 @@ class Link:
         waiting.join(DRAIN_S)
         if waiting.is_alive() and self._coordinator:
             self._drain(waiting)
+        # A thread that comes back from GNU Radio when Python has ended would keep the process from ending.
+        waiting.join(LIMIT_S)
 
     def _drain(self, waiting: threading.Thread) -> None:
         """Take the message off whose sending waits for a host that is not there: the ZeroMQ sink has no time limit."""
