@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import virtual_usrp_device as virtual
+from graph import wait_for
 from usrp_bench import CHANNELS, SLOT, Bench
 from virtual_usrp_graph import FREQ, RATE, true_gains
 
@@ -150,3 +151,19 @@ def test_one_board_needs_no_pps(usrp_array, tmp_path):
         bench.send("ap1", start, np.full((2, SLOT), 0.1))
         events, _ = bench.events_now(2)
     assert [event[-1] for event in events] == [start + SLOT] * 2
+
+
+def test_four_ports_of_five_megasamples_a_second_lose_nothing(usrp_array, tmp_path):
+    rate, num_bursts = 5_000_000, 40
+    with Bench(usrp_array, tmp_path, rate=rate) as bench:
+        start = max(bench.begin(), bench.soon())
+        starts = [start + index * 10 * SLOT for index in range(num_bursts)]
+        bench.arm(starts)
+        for begin in starts:
+            for name in CHANNELS:
+                bench.send(name, begin, np.full((2, SLOT), 0.1))
+        events, _ = bench.events_now(4 * num_bursts)
+        assert all(slot.shape == (2, SLOT) for name in CHANNELS for slot in bench.slots(name, num_bursts))
+        wait_for(lambda: min(clock.num_samples for clock in bench.array.clocks) > rate)
+    assert {event[0] for event in events} == {"burst_ack"}
+    assert virtual.read_log(bench.log, "overflow") == []

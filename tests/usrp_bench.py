@@ -23,8 +23,8 @@ class Bench:
     """Nodes of two ports each on one virtual USRP, with the project's transmitter and receiver."""
 
     def __init__(self, module, tmp_path, *, channels=CHANNELS, mboards=2, port=(), settings=(), receivers=True,
-                 **options):
-        self.log = tmp_path / "log.json"
+                 rate=RATE, **options):
+        self.log, self.rate = tmp_path / "log.json", rate
         options = {"num_mboards": mboards, "log": self.log, "noise_db": -100, **options}
         ports = {
             name: [RadioPort(channel, **{"center_freq": FREQ, **dict(port)}) for channel in own]
@@ -32,7 +32,7 @@ class Bench:
         }
         self.events, self.errors, self.status = message_sink(), message_sink(), message_sink()
         self.control, self.ending, self.epoch = message_source(), message_source(), 0
-        settings = {"device_args": virtual.arguments(**options), "samp_rate": RATE, "nodes": ports, **dict(settings)}
+        settings = {"device_args": virtual.arguments(**options), "samp_rate": rate, "nodes": ports, **dict(settings)}
         self.array = module.usrp_array(RadioSettings(**settings), NAME)
         self.tb = gr.top_block()
         self.bursts, self.grants, self.received, self.blocks = {}, {}, {}, []
@@ -40,7 +40,7 @@ class Bench:
         for name, own in channels.items():
             transmitter = burst_transmitter(len(own), SLOT)
             # The receiver refuses a lost time, too.
-            receiver = burst_receiver(name, len(own), SLOT, RATE) if receivers else blocks.null_sink(8)
+            receiver = burst_receiver(name, len(own), SLOT, rate) if receivers else blocks.null_sink(8)
             self.bursts[name], self.grants[name] = message_source(), message_source()
             self.received[name] = message_sink()
             for index in range(len(own)):
@@ -106,12 +106,12 @@ class Bench:
         return self.told("radio_begin")[count - 1]["sample"]
 
     def soon(self):
-        return round((self.array.now() + LEAD_S) * RATE)
+        return round((self.array.now() + LEAD_S) * self.rate)
 
     def send(self, name, start, samples):
         """A burst (port, sample) of a node."""
         vector = messages.vector_to_pmt(samples.astype(np.complex64))
-        time = time_to_pmt(start, rate_ratio(RATE))
+        time = time_to_pmt(start, rate_ratio(self.rate))
         self.bursts[name].send(messages.transmit_burst(time, [0], [0], vector, 0))
 
     def arm(self, starts):
