@@ -61,3 +61,13 @@ def test_nodes_need_ports_of_their_own(nodes, named):
 def test_ports_need_a_channel_and_a_carrier(options, named):
     with pytest.raises(ValueError, match=named):
         RadioPort(*options)
+
+
+def test_a_retune_changes_the_carrier_of_all_ports_and_nothing_else():
+    settings = RadioSettings("a", 1e6, {"ap1": PORTS[:1], "ap2": PORTS[1:]}, settle_s=0.3)
+    retuned = settings.retuned(FREQ + 1)
+    assert [port.center_freq for port in retuned.ports] == [FREQ + 1] * len(PORTS)
+    assert retuned.retuned(FREQ) == settings
+    assert settings.retuned(None) is settings
+    with pytest.raises(ValueError, match="center_freq"):
+        settings.retuned(0.0)

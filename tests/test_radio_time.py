@@ -67,6 +67,14 @@ def test_boards_that_disagree_are_named(edges, named):
     assert set(radio_time.disagreeing_boards(edges, MHZ)) == named
 
 
+@pytest.mark.parametrize(
+    ("edges", "second"),
+    [([(4, 0.0)], 4), ([(4, 0.0), (5, 0.0), (5, 1e-8)], 5), ([(3, 1 - 1e-8), (4, 0.0), (9, 0.0)], 4)],
+)
+def test_common_second_is_that_of_most_boards(edges, second):
+    assert radio_time.common_second(edges) == second
+
+
 def test_what_a_wrong_board_reads_is_said():
     said = radio_time.disagreeing_boards([(4, 0.0), (4, 0.0), (5, 0.0), (4, 1e-6)], MHZ)
     assert "5 s" in said[2]

@@ -148,7 +148,10 @@ class radio_control(lean_message_block):
             self._fail(self._explain(error))
 
     def _fail(self, text: str) -> None:
-        self.message_port_pub(ERROR, pmt.intern(f"radio {self._name}: {text}"))
+        text = f"radio {self._name}: {text}"
+        # At once, too: with a board that has vanished gr-uhd may end the process when the flowgraph is stopped.
+        self._radio.log.error(text)
+        self.message_port_pub(ERROR, pmt.intern(text))
 
     def _explain(self, error: Exception) -> str:
         """What made UHD throw: boards that do not answer, or else the traceback."""

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from gnuradio import uhd
+from gnuradio import gr, uhd
 
 from ..radio_settings import RadioPort, RadioSettings, Tuned, carrier_faults
 from ..radio_time import common_second, disagreeing_boards, next_common_second, position, rate_ratio
@@ -53,6 +53,7 @@ class RadioStart:
         self.boards = range(self.sources[0].get_num_mboards())
         self.rate = rate_ratio(settings.samp_rate)
         self.wait: Callable[[float], None] = time.sleep
+        self.log = gr.logger("radio")
         self._serials: dict[int, str] = {}
         for port, source, _, index in self.members():  # a board that has vanished can no longer be asked for it
             self._serials.setdefault(self.channels[port.channel][0], source.get_usrp_info(index)["mboard_serial"])
@@ -223,8 +224,11 @@ class RadioStart:
     def set_gain(self, node: str, port: int, tx_db: float, rx_db: float) -> None:
         """Set a port's gains [dB]; UHD rounds them, see `gains`."""
         place = list(self.settings.nodes).index(node)
-        self.sinks[place].set_gain(tx_db, port)
-        self.sources[place].set_gain(rx_db, port)
+        for radio, what, gain_db in ((self.sinks[place], "transmit", tx_db), (self.sources[place], "receive", rx_db)):
+            radio.set_gain(gain_db, port)
+            if radio.get_gain(port) != gain_db:
+                self.log.info(f"node {node}, port {port}: {what} gain {radio.get_gain(port):g} dB instead of "
+                              f"{gain_db:g} dB, which the device cannot do")
 
     def gains(self) -> list[tuple[float, float]]:
         """Transmit and receive gain that each port really has [dB]: UHD rounds to its steps."""

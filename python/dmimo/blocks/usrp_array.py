@@ -105,11 +105,12 @@ class usrp_array(gr.hier_block2):
                 raise RadioError(f"samp_rate = {samp_rate:g}: the radio can do {radio.get_samp_rate():.6f}; "
                                  "its master clock rate must be a multiple")
         for port, source, sink, index in self.radio.members():
-            for radio, antenna, gain_db in ((source, port.rx_antenna, port.rx_gain_db),
-                                            (sink, port.tx_antenna, port.tx_gain_db)):
+            for radio, antenna in ((source, port.rx_antenna), (sink, port.tx_antenna)):
                 if antenna:
                     radio.set_antenna(antenna, index)
-                radio.set_gain(gain_db, index)
+        for name, ports in self.settings.nodes.items():
+            for index, port in enumerate(ports):
+                self.radio.set_gain(name, index, port.tx_gain_db, port.rx_gain_db)
         for source in self.sources:
             source.set_blkd_input_timer_value(1)  # [ms]; an idle source would sleep 250 ms, and first bursts be late
 
