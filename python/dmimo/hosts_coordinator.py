@@ -88,7 +88,9 @@ class Coordinator:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        self.end(str(error) if isinstance(error, HostError) else f"the coordinator has ended: {error!r}" if kind else None)
+        if kind is not None:
+            self.end(str(error) if isinstance(error, HostError) else f"the coordinator has ended: {error!r}")
+        self.end(None)
         if self._beater is not None:
             self._beater.stop()
             for link in self._links.values():
