@@ -124,8 +124,11 @@ def test_a_loop_delay_other_than_given_is_told(tmp_path):
 
 
 def test_nothing_is_sent_where_nothing_may_be(tmp_path):
-    code, checks, printed = doctor(tmp_path, "--no-transmit")
+    log = tmp_path / "log.json"
+    code, checks, printed = doctor(tmp_path, "--no-transmit", log=log)
     assert code == 0, printed
+    assert virtual.read_log(log, "tune")
+    assert not virtual.read_log(log, "burst")
     assert with_status(checks, "skipped") == {"timed_burst", "timed_tune", "phase", "lead"}
     assert "--no-transmit" in checks["lead"]["measured"]
     assert "bursts" not in checks["stream"]["measured"]
@@ -206,6 +209,14 @@ def test_without_a_radio_it_says_how_to_look_for_one(tmp_path):
     assert 'uhd_find_devices --args="type=b200,serial=NOSUCH"' in found["fix"]
     assert "USB" in found["fix"]
     assert "needs: found" in printed
+
+
+def test_the_board_that_does_not_answer_is_told_among_several(tmp_path):
+    (tmp_path / "bed.yml").write_text(BED.format(args="type0=virtual,serial0=A,type1=b200,serial1=NOSUCH", more=""))
+    done = dmimo("doctor", "bed.yml", cwd=tmp_path)
+    assert done.returncode == 1
+    assert 'no device answers to args "type=b200,serial=NOSUCH"' in " ".join(done.stdout.split())
+    assert "serial=A" not in done.stdout.split("\n", 1)[1]
 
 
 def test_without_uhd_it_says_what_to_install(tmp_path):

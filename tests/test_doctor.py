@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gnuradio.dmimo import testbed
-from gnuradio.dmimo.doctor import arrivals, examination, fixes, leads, plan, repeatability
+from gnuradio.dmimo.doctor import arrivals, checks, examination, fixes, leads, plan, repeatability
 from gnuradio.dmimo.doctor.patient import Options
 from gnuradio.dmimo.doctor.results import CHECKS, Examination, Result, report
 from gnuradio.dmimo.radio_settings import RadioPort, RadioSettings
@@ -215,6 +215,15 @@ def test_a_report_passes_only_if_every_radio_does():
                                               ("type=virtual", ""), ("", "")])
 def test_advice_is_for_the_family_of_the_device(name, family):
     assert fixes.family(name) == family
+
+
+@pytest.mark.parametrize(("given", "each"), [
+    ("type=b200,serial=30A", ["type=b200,serial=30A"]), ("", [""]),
+    ("type=x300,addr0=10.0.0.2, addr1=10.0.0.3,master_clock_rate=200e6",
+     ["type=x300,addr=10.0.0.2,master_clock_rate=200e6", "type=x300,addr=10.0.0.3,master_clock_rate=200e6"]),
+])
+def test_boards_of_one_radio_are_looked_for_one_by_one(given, each):
+    assert checks.arguments_of_boards(given) == each
 
 
 @pytest.mark.parametrize("kind", ["b200", "x300", "n3xx", "x4xx", "usrp2", ""])

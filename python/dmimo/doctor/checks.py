@@ -23,11 +23,25 @@ def found(patient: Patient) -> Result:
     except ImportError as error:
         return failed("found", f"GNU Radio's USRP blocks are not installed: {one_line(error)}", fixes.INSTALL_UHD)
     arguments = patient.settings.device_args
-    devices = [address.to_string() for address in uhd.find(uhd.device_addr(arguments))]
-    if not devices:
-        return failed("found", f'no device answers to args "{arguments}"', fixes.not_found(arguments))
+    answers = {one: [address.to_string() for address in uhd.find(uhd.device_addr(one))]
+               for one in arguments_of_boards(arguments)}
+    missing = [one for one, devices in answers.items() if not devices]
+    if missing:
+        words = " and to ".join(f'"{one}"' for one in missing)
+        return failed("found", f"no device answers to args {words}", fixes.not_found(missing[0]))
+    devices = [device for found_ones in answers.values() for device in found_ones]
     return passed("found", f"{counted(len(devices), 'device')}, UHD {uhd.get_version_string()}", devices=devices,
                   uhd=uhd.get_version_string())
+
+
+def arguments_of_boards(device_args: str) -> list[str]:
+    """Arguments of each board on its own: to UHD keys that end in a digit, such as addr0 and addr1, are one board's."""
+    pairs = [(key.strip(), value) for key, _, value in (pair.partition("=") for pair in device_args.split(","))]
+    numbers = sorted({key[-1] for key, _ in pairs if key[-1:].isdigit()})
+    if not numbers:
+        return [device_args]
+    return [",".join(f"{key.removesuffix(number)}={value}" for key, value in pairs
+                     if key.endswith(number) or not key[-1:].isdigit()) for number in numbers]
 
 
 def settings(patient: Patient) -> Result:
