@@ -270,6 +270,26 @@ def test_a_slot_is_complete_only_when_every_port_of_its_sender_has_sent():
     assert machine.sent("a", 0, second.start + 100) == [PhaseDone("phase0", (first, second))]
 
 
+@pytest.mark.parametrize("late", [0, 25])
+def test_ends_of_bursts_that_are_stamped_late_are_those_of_the_bursts_in_their_order(late):
+    schedule, machine = make(windows=(2,), count=2, confirmed={"a": 1})
+    first, second = begin(schedule, machine)[0].grants
+    for node in NODES:
+        machine.acknowledge(node, [first, second])
+    assert machine.sent("a", 0, first.start + 100 + late) == []
+    assert machine.completed == 1
+    assert machine.sent("a", 0, second.start + 100 + late) == [PhaseDone("phase0", (first, second))]
+
+
+def test_the_end_of_a_burst_is_not_taken_for_that_of_the_one_before():
+    schedule, machine = make(windows=(2,), count=2, confirmed={"a": 1})
+    first, second = begin(schedule, machine)[0].grants
+    for node in NODES:
+        machine.acknowledge(node, [first, second])
+    machine.sent("a", 0, second.start + 100)
+    assert machine.timed_out()[0].grants == (Grant(first.slot, 1, 200),)
+
+
 @pytest.mark.parametrize("found_at", [None, 0, 70, 1000])
 def test_a_burst_that_was_not_sent_is_repeated_whenever_that_is_found(found_at):
     schedule, machine = make(windows=(2,), count=2, confirmed={"a": 1})

@@ -10,9 +10,8 @@ from bisect import insort
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from .confirmations import OK, Confirmations
 from .slots import Grant, Phase, Product, Schedule
-
-OK = "ok"
 
 
 @dataclass(frozen=True)
@@ -93,11 +92,7 @@ class SlotScheduler:
         self._retries: list[int] = []
         self._pending: dict[int, Grant] = {}  # attempts in flight, by slot
         self._awaited: dict[str, set[Grant]] = {node: set() for node in schedule.nodes}  # which of them, by node
-        self._confirmed = dict(confirmed or {})
-        # Attempts whose bursts are not confirmed, and when they were released, by port.
-        self._unconfirmed: dict[str, dict[Grant, int]] = {
-            _sender(node, port): {} for node, num in self._confirmed.items() for port in range(num)}
-        self._unsent: dict[str, Grant] = {}  # last attempt whose burst was not sent, by port
+        self._confirmations = Confirmations(confirmed or {}, schedule.slot_samples)
         self._spoiled: dict[int, dict[str, str]] = {}  # bursts not sent in a lock-step phase, by slot and port
         self._leads, self._max_lead = (reactive_lead_samples, lead_samples), max_lead_samples
         self._now: int | None = None
@@ -150,38 +145,20 @@ class SlotScheduler:
     def sent(self, node: str, port: int, sample: int | None, status: str = OK, late: bool = False) -> list[Action]:
         """A radio has said what became of a burst of one port: "ok" with the first sample after it, or what went wrong.
 
-        What went wrong carries the time at which it was found, if any; `late` says that the burst came too late. A
-        radio works bursts off in order, so that it means the first one that is still awaited and can be meant.
+        What went wrong carries the time at which it was found, if any; `late` says that the burst came too late.
         """
-        sender = _sender(node, port)
-        grant = None if self.finished else self._burst_meant(sender, sample, status)
-        if grant is None:
+        meant = None if self.finished else self._confirmations.take(node, port, sample, status)
+        if meant is None:
             return []
-        del self._unconfirmed[sender][grant]
+        sender, grant = meant
         if late:
             self._lengthen_lead(grant)
         if status != OK:
-            self._unsent[sender] = grant
             failures = self._spoiled if self._in_lock_step else self._failures
             failures.setdefault(grant.slot, {})[sender] = status
         if not self._in_lock_step:
             return self._settle({grant})
         return [] if self._pending else self._advance()
-
-    def _burst_meant(self, sender: str, sample: int | None, status: str) -> Grant | None:
-        """The attempt that a radio's report of a burst is about; None if that is over."""
-        awaited, length = self._unconfirmed.get(sender, {}), self._schedule.slot_samples
-        if status == OK:
-            meant = [grant for grant in awaited if sample is not None and 0 < sample - grant.start <= length]
-        elif sample is None:
-            meant = awaited
-        else:
-            last = self._unsent.get(sender)
-            if last is not None and last.start <= sample < last.start + length:
-                return None  # the rest of a burst that is known not to have been sent
-            meant = [grant for grant, released in awaited.items() if released <= sample]
-            meant = [grant for grant in meant if grant.start <= sample] or meant
-        return min(meant, key=lambda grant: grant.start, default=None)
 
     def _lengthen_lead(self, grant: Grant) -> None:
         """Double the leads, unless the burst that came too late was released with shorter ones than these."""
@@ -209,8 +186,8 @@ class SlotScheduler:
     def _settle(self, over: set[Grant]) -> list[Action]:
         """Go on where nothing more is awaited of these attempts."""
         complete = over.difference(*self._awaited.values())
-        if self._unconfirmed and not self._in_lock_step:
-            complete = complete.difference(*self._unconfirmed.values())
+        if not self._in_lock_step:
+            complete = complete.difference(*self._confirmations.awaited.values())
         return self._complete(complete) if complete else []
 
     def _complete(self, complete: Iterable[Grant]) -> list[Action]:
@@ -251,7 +228,7 @@ class SlotScheduler:
         silent = sorted(silent)
         if self._waiting_ready:
             return self._finish(f"no ready message from {_names(silent or self._waiting_ready)}")
-        if self._pending or any(self._unconfirmed.values()):
+        if self._pending or self._confirmations.awaited:
             return self._give_up_on_missing(silent)
         if self._product is not None:
             return self._finish(f"phase {self.phase.name}: product not acknowledged by {_names(self._waiting_product)}")
@@ -263,11 +240,10 @@ class SlotScheduler:
         return [] if self.finished else self._finish(error)
 
     def _give_up_on_missing(self, silent: list[str]) -> list[Action]:
-        parties = {**self._awaited, **self._unconfirmed}
-        attempts = sorted({*self._pending.values(), *(grant for own in self._unconfirmed.values() for grant in own)})
+        parties, pending = {**self._awaited, **self._confirmations.awaited}, set(self._pending.values())
+        attempts = sorted(pending.union(*parties.values()))
         lost = {grant: [party for party, own in parties.items() if grant in own] for grant in attempts}
-        pending = set(self._pending.values())
-        for own in (self._pending, self._failures, *parties.values()):
+        for own in (self._pending, self._failures, self._confirmations, *self._awaited.values()):
             own.clear()
         if silent:
             first = attempts[0]
@@ -289,9 +265,7 @@ class SlotScheduler:
         if self._tries[slot] >= self._max_attempts:
             return self._fail(slot, failures)
         if self.phase.window == 1:
-            for own in self._unconfirmed.values():  # of the attempt that is over
-                for grant in [grant for grant in own if grant.slot == slot]:
-                    del own[grant]
+            self._confirmations.forget(slot)
             insort(self._queue, slot)
             self._next_start += self._guard
         else:
@@ -306,8 +280,8 @@ class SlotScheduler:
         """Play all slots of a lock-step phase once more, since bursts of it were not sent."""
         if self._rounds >= self._max_attempts:
             return self._fail(*min(self._spoiled.items()))
-        for own in (self._spoiled, *self._unconfirmed.values()):
-            own.clear()
+        self._spoiled.clear()
+        self._confirmations.clear()
         for slot in self.phase.slots:
             self._done.pop(slot, None)
         self._next_start += self._guard
@@ -326,7 +300,7 @@ class SlotScheduler:
             self._queue = sorted(self._retries)
             self._retries = []
         if not self._queue and not self._pending:
-            if any(self._unconfirmed.values()):
+            if self._confirmations.awaited:
                 return []
             phase = self.phase
             self._next_start += self._guard
@@ -351,10 +325,7 @@ class SlotScheduler:
     def _await(self, grants: tuple[Grant, ...]) -> None:
         for node in self._schedule.nodes:
             self._awaited[node].update(grants)
-        for grant in grants if self._confirmed else ():
-            for node in self._schedule.slots[grant.slot].transmitters:
-                for port in range(self._confirmed.get(node, 0)):
-                    self._unconfirmed[_sender(node, port)][grant] = self._now or 0
+        self._confirmations.expect(grants, self._schedule.slots, self._now or 0)
 
     def _grant(self, slot: int) -> Grant:
         # Attempts are counted through all cycles, so that each has its own name; tries begin anew with the phase.
@@ -391,7 +362,3 @@ class SlotScheduler:
 
 def _names(nodes: Iterable[str]) -> str:
     return ", ".join(f"node {node}" for node in sorted(nodes))
-
-
-def _sender(node: str, port: int) -> str:
-    return f"{node} sending on port {port}"
