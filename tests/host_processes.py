@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,9 +43,10 @@ class Dmimo:
     arguments : sequence
     prelude : str
         Python statements to run in it first.
+    environment : mapping, optional
     """
 
-    def __init__(self, folder: Path, *arguments, prelude: str = ""):
+    def __init__(self, folder: Path, *arguments, prelude: str = "", environment: Mapping[str, str] | None = None):
         self.arguments = [str(argument) for argument in arguments]
         program = str(ROOT / "apps" / "dmimo")
         command = [program] if not prelude else [
@@ -54,7 +56,7 @@ class Dmimo:
         with self._output.open("w") as output:
             self.process = subprocess.Popen(
                 [sys.executable, *command, *([] if prelude else self.arguments)], cwd=folder, stdin=subprocess.DEVNULL,
-                stdout=output, stderr=subprocess.STDOUT, env={**os.environ, "COLUMNS": "120"})
+                stdout=output, stderr=subprocess.STDOUT, env={**(environment or os.environ), "COLUMNS": "120"})
 
     @property
     def output(self) -> str:
@@ -80,13 +82,13 @@ class Dmimo:
 class Processes:
     """Starts commands in a folder, and ends those that are left."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, environment: Mapping[str, str] | None = None):
+        self.folder, self._environment = folder, environment
         self._started: list[Dmimo] = []
 
     def __call__(self, *arguments, prelude: str = "") -> Dmimo:
         """Start a command."""
-        self._started.append(Dmimo(self.folder, *arguments, prelude=prelude))
+        self._started.append(Dmimo(self.folder, *arguments, prelude=prelude, environment=self._environment))
         return self._started[-1]
 
     def close(self) -> None:
