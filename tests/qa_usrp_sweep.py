@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A beam sweep on virtual USRPs in which something goes wrong: what is repeated, and what ends the run by name."""
 
+import functools
 import re
 import threading
 
@@ -137,3 +138,24 @@ def test_a_retune_in_the_run_ends_it(tmp_path):
     tuning.join()
     assert calibration is None
     assert error == "radio rack0: its epoch has ended: all ports tuned to 2500 MHz"
+
+
+def test_runs_without_end_calibrate_anew_after_a_lost_reference(tmp_path, monkeypatch):
+    monkeypatch.setattr(flowgraphs, "slot_scheduler", functools.partial(flowgraphs.slot_scheduler, runs=0))
+    sweep = Sweep(tmp_path, ref_lost=f"{MIDDLE_S}:1:0.5")
+    collector, radio = sweep.flowgraph.collectors["calibrator"].member, sweep.flowgraph.radios["rack0"]
+
+    def right():
+        found = collector.calibration
+        return found is not None and np.all(np.abs(found.c / sweep.truth() - 1) < 1e-3)
+
+    sweep.flowgraph.start()
+    try:
+        wait_for(right)
+        before, epoch = sweep.truth(), radio.epoch
+        wait_for(lambda: radio.epoch > epoch and not np.allclose(sweep.truth(), before))
+        wait_for(right)
+        assert sweep.scheduler.error is None
+    finally:
+        sweep.flowgraph.stop()
+        sweep.flowgraph.wait()

@@ -34,7 +34,8 @@ def test_subdevices_follow_the_layout(uhd, tmp_path, layout, spec, other):
         source.set_subdev_spec("C:7", 0)
 
 
-@pytest.mark.parametrize("wrong", [{"nosie_db": 3}, {"coupling": "no such file"}, {"late": "x"}, {"speed": 0}])
+@pytest.mark.parametrize("wrong", [{"nosie_db": 3}, {"coupling": "no such file"}, {"late": "x"}, {"speed": 0},
+                                   {"ref_lost": "1"}, {"clock_jump": "1:0:2:3"}])
 def test_arguments_that_mean_nothing_are_refused(uhd, wrong):
     with pytest.raises((RuntimeError, ValueError), match=next(iter(wrong))):
         uhd.usrp_source(virtual.arguments(**wrong), uhd.stream_args("fc32"), False)
