@@ -474,3 +474,32 @@ def test_slots_released_together_are_all_over_before_a_spoiled_phase_is_repeated
     machine.acknowledge("a", [second])
     (release,) = machine.acknowledge("b", [second])
     assert [(grant.slot, grant.attempt) for grant in release.grants] == [(0, 1), (1, 1)]
+
+
+def test_a_burst_that_is_refused_before_its_time_was_not_sent():
+    schedule, machine = make(windows=(2,), count=2, confirmed={"a": 1}, lead_samples=500)
+    machine.time(1000)
+    first, second = begin(schedule, machine)[0].grants
+    for node in NODES:
+        machine.acknowledge(node, [first, second])
+    machine.sent("a", 0, 1100, "refused")
+    (release,) = machine.sent("a", 0, second.start + 100)
+    assert [(grant.slot, grant.attempt) for grant in release.grants] == [(0, 1)]
+
+
+def test_on_radios_the_pace_counts_from_when_a_phase_has_really_begun():
+    schedule = cycled(paced=(0,))
+    machine = SlotScheduler(schedule, until_sample=6000, lead_samples=50, reactive_lead_samples=50)
+    actions, starts = machine.ready("ap1", schedule.hash), []
+    while not isinstance(actions[-1], Finished):
+        match actions[-1]:
+            case Release((grant,)):
+                starts.append(grant.start)
+                machine.time(5000 + 130 * len(starts))
+                actions = machine.acknowledge("ap1", [grant])
+            case PhaseDone(phase, _):
+                actions = machine.produced(Product(phase, {}, pace_samples=1000))
+            case Publish(product):
+                actions = machine.product_acknowledged("ap1", product.phase)
+    # Start and cycle a, b, a, b: the first of a waits for the radios, the second for the pace.
+    assert starts == [0, 5180, 5310, 6180, 6280]
