@@ -241,6 +241,18 @@ def test_calibration_of_the_same_testbed_and_epoch_is_accepted(path):
     assert "epoch 3, now it is '3'" in refusal(path, epoch="3")
 
 
+def test_gains_of_a_radio_are_compared_port_by_port(path):
+    radio = BED.replace("tx_gain_db: 10", "radio: {tx_gains_db: [10, 20], rx_gains_db: [3]}").replace(
+        "version: 1", "version: 1\nfrontend: usrp\nusrp: {}")
+    bed = testbed.parse(radio)
+    record = make_record(tx_gain_db=[10.0, 20.0, 0.0], rx_gain_db=[3.0, 3.0, 5.5], configuration=testbed.to_dict(bed),
+                         fingerprint=testbed.fingerprint(bed))
+    records.save_calibration(path, record)
+    assert_same(records.load_calibration(path, bed), record)
+    other = testbed.parse(radio.replace("[10, 20]", "[10, 21]"))
+    assert refusal(path, other).endswith("another testbed: tx_gain_db of ap1:1 20.0, testbed has 21.0")
+
+
 WRITER = """
 import sys
 from gnuradio.dmimo import records

@@ -233,13 +233,20 @@ def _differences(record: CalibrationRecord, testbed: _testbed.Testbed) -> list[s
     if not found and record.port_names != ports:
         found.append(f"ports in the order {', '.join(record.port_names)}, testbed has {', '.join(ports)}")
     for index, port in enumerate(record.port_names):
-        for name in ("tx_gain_db", "rx_gain_db") if port in ports else ():
-            measured, wanted = float(getattr(record, name)[index]), getattr(testbed.node(port.split(":")[0]), name)
+        for name, wanted in _gains_db(testbed, port).items() if port in ports else ():
+            measured = float(getattr(record, name)[index])
             if measured != wanted:
                 found.append(f"{name} of {port} {measured!r}, testbed has {wanted!r}")
     if not found and record.fingerprint != _testbed.fingerprint(testbed):
         found.append("fingerprints differ")
     return found
+
+
+def _gains_db(testbed: _testbed.Testbed, port: str) -> dict[str, float]:
+    """Gain settings of a port such as ``ap1:0``, which may be its radio's own."""
+    name, number = port.split(":")
+    tx_gains_db, rx_gains_db = testbed.node(name).gains_db(testbed.frontend)
+    return {"tx_gain_db": tx_gains_db[int(number)], "rx_gain_db": rx_gains_db[int(number)]}
 
 
 def write_json(path: str | Path, value: Any) -> None:
