@@ -15,8 +15,8 @@ BED = """
 version: 1
 center_freq: 2.4e+9
 usrp:
-  lead_s: 0.4
-  reactive_lead_s: 0.4
+  lead_s: 0.8                    # much, for a busy machine
+  reactive_lead_s: 0.8
 {more}
   radios: [{{name: rack, args: "{args}"}}]
 nodes:
@@ -35,7 +35,7 @@ def dmimo(*arguments, cwd, environment=None):
 
 def doctor(tmp_path, *options, more="", environment=None, **device):
     """Exit code, checks by key and everything printed of a run on two boards of two channels each."""
-    args = virtual.arguments(**{"num_mboards": 2, "lo_phase_quantum": 0, **device})
+    args = virtual.arguments(**{"num_mboards": 2, "lo_phase_quantum": 0, "rx_buffer": 4, **device})
     (tmp_path / "bed.yml").write_text(BED.format(args=args, more=more))
     done = dmimo("doctor", "bed.yml", "--output", "out", "--duration", 1, *options, cwd=tmp_path,
                  environment=environment)
@@ -80,7 +80,7 @@ def test_a_healthy_radio_passes_every_check(tmp_path):
         "phase": ["board 0 (V0), channels 0, 1: random", "board 1 (V1), channels 2, 3: random", "epoch"],
         "stream": ["1 overflow at ap1 (board 0 (V0)), 10000 samples lost", "ap2 (board 1 (V1))", "governor"]}),
     ({"late": "20@1", "underflow": ["80@0", "90@0"]}, ["--retunes", 0], {
-        "lead": ["1 of 50 late or lost at 400 ms", "board 1 (V1)", "governor"],
+        "lead": ["1 of 50 late or lost at 800 ms", "board 1 (V1)", "governor"],
         "stream": ["2 bursts underflow", "board 0 (V0)", "governor"]}),
     ({"pps_skew": "1:1"}, [], {"time": ["board 1 (V1) reads", "where others read", "equal length"]}),
     ({"pps_missing": 0}, [], {"pps": ["board 0 (V0): no PPS edge", "PPS input"]}),

@@ -24,7 +24,7 @@ MIN_SLOT_SAMPLES, MAX_SLOT_SAMPLES = 4096, 1 << 17
 SLOT_S = 4e-3  # long enough to see a synthesizer settle
 EARLY_SAMPLES = 256  # by which a burst may come before its time and is still seen
 ANSWER_S = 3.0  # for slots and events after their time; UHD's asynchronous messages come some 0.1 s late
-LEAD_S = 0.3  # of bursts that are not to be late
+LEAD_S = 0.3  # of bursts that are not to be late; the testbed file may ask for more
 
 
 class Event(NamedTuple):
@@ -119,10 +119,12 @@ class Bench:
     settings : RadioSettings
     amplitude : float
         Largest magnitude of anything that is sent.
+    lead_s : float
+        How long before its time a burst is handed over.
     """
 
-    def __init__(self, settings: RadioSettings, amplitude: float):
-        self.settings, self.amplitude = settings, amplitude
+    def __init__(self, settings: RadioSettings, amplitude: float, lead_s: float = LEAD_S):
+        self.settings, self.amplitude, self.lead_s = settings, amplitude, max(lead_s, LEAD_S)
         self.rate = rate_ratio(settings.samp_rate)
         self.slot_samples = min(max(MIN_SLOT_SAMPLES, int(SLOT_S * self.rate)), MAX_SLOT_SAMPLES)
         self.array = usrp_array(settings, by_hand=True)
@@ -163,10 +165,6 @@ class Bench:
             self.flowgraph.stop()
             self.flowgraph.wait()
 
-    def now_samples(self) -> int:
-        """Device time in samples."""
-        return int(self.radio.now() * self.rate)
-
     def port_name(self, row: int) -> str:
         """Board, channel and node of a port, for tables."""
         name, index, port = self.ports[row]
@@ -200,13 +198,16 @@ class Bench:
             return None
         return np.array([np.concatenate(slot) for slot in slots])
 
-    def sound(self, plan: Sequence[tuple[int, np.ndarray]], lead_s: float = LEAD_S, *, start: int | None = None
-              ) -> np.ndarray | None:
+    def soon(self) -> int:
+        """First sample of a burst that is handed over now."""
+        return int((self.radio.now() + self.lead_s) * self.rate)
+
+    def sound(self, plan: Sequence[tuple[int, np.ndarray]], start: int | None = None) -> np.ndarray | None:
         """Let one port (row) after another send its burst (n,); what all ports received, (burst, port, n), or None.
 
         The slots begin `EARLY_SAMPLES` before their bursts.
         """
-        start = self.now_samples() + int(lead_s * self.rate) if start is None else start
+        start = self.soon() if start is None else start
         starts = [start + 2 * self.slot_samples * index for index in range(len(plan))]
         slots = [when - EARLY_SAMPLES for when in starts]
         self.listen(slots)

@@ -50,7 +50,7 @@ def settings(patient: Patient) -> Result:
     from .bench import Bench
 
     try:
-        patient.bench = Bench(patient.settings, patient.options.amplitude)
+        patient.bench = Bench(patient.settings, patient.options.amplitude, max(patient.options.leads_s))
         patient.bench.start()
     except RadioError as error:
         return failed("settings", one_line(error), fixes.refused(patient.kind))

@@ -10,7 +10,7 @@ from gnuradio import uhd
 from ..blocks.radio_start import RadioError
 from . import fixes
 from .arrivals import arrivals, burst_gains, repeated_phase, sounding_burst, tone, tune_moment
-from .bench import ANSWER_S, EARLY_SAMPLES, LEAD_S, Bench, Event
+from .bench import ANSWER_S, EARLY_SAMPLES, Bench, Event
 from .patient import Paths, Patient, counted, failed, one_line, passed
 from .repeatability import REPEATABLE, Verdict, verdict
 from .results import Result, Skip
@@ -189,13 +189,13 @@ def _across_a_tune(bench: Bench, row: int, sender: int) -> np.ndarray | None:
     rate = bench.settings.samp_rate
     source.set_center_freq(uhd.tune_request(port.center_freq + rate * BEFORE_HZ_PER_RATE, port.lo_offset_hz), index)
     bench.radio.wait(bench.settings.settle_s)
-    start = bench.now_samples() + int(LEAD_S * bench.rate)
+    start = bench.soon()
     when = start + bench.slot_samples // 2
     seconds, rest = divmod(when * bench.rate.denominator, bench.rate.numerator)
     source.set_command_time(uhd.time_spec(seconds, rest / bench.rate.numerator), board)
     source.set_center_freq(uhd.tune_request(port.center_freq, port.lo_offset_hz), index)
     source.clear_command_time(board)
-    received = bench.sound([(sender, tone(bench.slot_samples, bench.amplitude))], start=start)
+    received = bench.sound([(sender, tone(bench.slot_samples, bench.amplitude))], start)
     return None if received is None else received[0, row]
 
 
