@@ -23,6 +23,7 @@ from gnuradio import gr
 from gnuradio.dmimo import flowgraphs, testbed
 from gnuradio.dmimo.assembly import Assembly
 from gnuradio.dmimo.blocks import burst_transmitter
+from gnuradio.dmimo.protocols.scheduler import Release
 
 NODES, REPEATS = 3, 5
 RUNS = (("lock-step", 1, 5), ("open loop", 16, 20))  # name, window, passes: about half a second each
@@ -156,14 +157,15 @@ def real_times(window, passes):
     assembly = Assembly(testbed.parse(TESTBED.format(passes=passes, window=window)))
     flowgraph = flowgraphs.testbed_flowgraph(assembly)
     total, marks = len(assembly.schedule.slots), []
-    release = flowgraph.scheduler._machine._advance
+    act = flowgraph.scheduler._act
 
-    def advance():
-        if not marks or flowgraph.scheduler.completed == total:
+    def acting(actions):
+        begins = not marks and any(isinstance(action, Release) for action in actions)
+        if begins or flowgraph.scheduler.completed == total:
             marks.append(now())
-        return release()
+        act(actions)
 
-    flowgraph.scheduler._machine._advance = advance
+    flowgraph.scheduler._act = acting
     outcome = flowgraphs.run(flowgraph, timeout_s=120)
     if outcome.error is not None:
         sys.exit(outcome.error)
