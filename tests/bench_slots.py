@@ -23,7 +23,7 @@ from gnuradio import gr
 from gnuradio.dmimo import flowgraphs, testbed
 from gnuradio.dmimo.assembly import Assembly
 from gnuradio.dmimo.blocks import burst_transmitter
-from gnuradio.dmimo.protocols.scheduler import Release
+from gnuradio.dmimo.protocols.scheduler import PhaseDone, Release
 
 NODES, REPEATS = 3, 5
 RUNS = (("lock-step", 1, 5), ("open loop", 16, 20))  # name, window, passes: about half a second each
@@ -160,8 +160,8 @@ def real_times(window, passes):
     act = flowgraph.scheduler._act
 
     def acting(actions):
-        begins = not marks and any(isinstance(action, Release) for action in actions)
-        if begins or flowgraph.scheduler.completed == total:
+        awaited = PhaseDone if marks else Release
+        if any(isinstance(action, awaited) for action in actions):
             marks.append(now())
         act(actions)
 
