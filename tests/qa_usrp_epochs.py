@@ -3,6 +3,7 @@
 
 import threading
 import time
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -218,4 +219,16 @@ def test_an_end_lets_the_flowgraph_end_without_being_stopped(usrp_array, tmp_pat
         waiting.join(5)
         assert not waiting.is_alive()
     assert not bench.array.control.running
+    assert bench.failures() == []
+
+
+@pytest.mark.parametrize("rate", [10_000, Fraction(1_000_000, 7)])
+def test_streams_that_begin_late_or_are_slow_are_not_taken_for_stopped(usrp_array, tmp_path, rate):
+    with Bench(usrp_array, tmp_path, rate=float(rate), receivers=False, master_clock_rate=100e6) as bench:
+        first = bench.begin()
+        assert first % Fraction(rate).numerator == 0
+        wait_for(lambda: bench.array.now() > float(first / rate) + 0.2)
+        told = len(bench.told("radio_time"))
+        wait_for(lambda: len(bench.told("radio_time")) > told + 60)  # 3 s
+        assert bench.array.clocks[0].num_samples > rate
     assert bench.failures() == []

@@ -66,6 +66,7 @@ class radio_control(lean_message_block):
         self._alignments: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._timed = False  # the device time is what it is to be
         self._reported_at = self._watched_at = 0.0  # monotonic clock [s]
+        self._first = 0  # sample with which the streams begin
         self._times: list[float] = []
         self._silent: list[tuple[int, int]] = []
         self.epoch = 0
@@ -199,10 +200,12 @@ class radio_control(lean_message_block):
     def _stream(self) -> None:
         """Tune, and let the streams begin."""
         self._radio.tune()
+        for clock in self._clocks:
+            clock.fault = None  # of streams that are over
         self._begin(self._radio.stream())
 
     def _begin(self, sample: int) -> None:
-        self._times, self._silent = [], [(clock.num_samples, 0) for clock in self._clocks]
+        self._first, self._times, self._silent = sample, [], [(clock.num_samples, 0) for clock in self._clocks]
         self._watched_at = time.monotonic()
         self._tell("radio_begin", sample=sample, epoch=self.epoch)
 
@@ -247,7 +250,9 @@ class radio_control(lean_message_block):
             self._renew("; ".join(lost))
 
     def _watch_streams(self) -> None:
-        """Whether each source has given samples; the first ones are due when device time has come to them."""
+        """Whether each source has given samples, from the device time on at which the streams begin."""
+        if self._radio.now_samples() < self._first:
+            return
         for place, (node, clock) in enumerate(zip(self._radio.settings.nodes, self._clocks, strict=True)):
             before, silent = self._silent[place]
             silent = silent + 1 if clock.num_samples == before else 0

@@ -9,7 +9,7 @@ from .guard import guarded
 from .lean import lean_sync_block
 from .timetags import RX_TIME, sample_from_pmt
 
-CHUNK = 8192  # samples that are looked at in one call
+CHUNK, CHUNK_S = 8192, 0.1  # samples that are looked at in one call, and how long they may take at low rates
 
 
 class stream_clock(lean_sync_block):
@@ -36,7 +36,7 @@ class stream_clock(lean_sync_block):
 
     def __init__(self, samp_rate: float):
         lean_sync_block.__init__(self, "stream_clock", [np.complex64], None)
-        self.set_output_multiple(CHUNK)
+        self.set_output_multiple(max(1, min(CHUNK, int(CHUNK_S * samp_rate))))
         self._rate = rate_ratio(samp_rate)
         self._reset()
         self.message_port_register_out(pmt.intern("error"))
