@@ -6,6 +6,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import pmt
 
@@ -120,8 +121,11 @@ class radio_control(lean_message_block):
             self._end()
 
     def _end(self) -> None:
-        """Let the thread and this block end; GNU Radio then tells who is connected to its port `end`, the sources."""
+        """Let the thread, the streams and then this block end. A source is done when nothing comes any more."""
         self._join()
+        with suppress(RuntimeError):  # from a board that has vanished, and does not stream
+            self._radio.halt()
+        self.message_port_pub(END, messages.DONE)
         self._post(messages.SYSTEM, messages.DONE)
 
     def _join(self) -> None:
