@@ -161,5 +161,8 @@ def summary(examination: Examination) -> str:
     failures = [TITLES[result.check] for result in examination.results if result.status == "failed"]
     if failures:
         return f"radio {examination.name}: failed: {', '.join(failures)}"
-    skipped = [TITLES[result.check] for result in examination.results if result.status == "skipped"]
-    return f"radio {examination.name}: all checks passed" + (f"; skipped: {', '.join(skipped)}" if skipped else "")
+    text = f"radio {examination.name}: all checks passed"
+    for status in ("noted", "skipped"):
+        titles = [TITLES[result.check] for result in examination.results if result.status == status]
+        text += f"; {status}: {', '.join(titles)}" if titles else ""
+    return text

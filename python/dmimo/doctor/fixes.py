@@ -143,6 +143,9 @@ def wrong_delay() -> str:
             "usrp.loop_delay: measured.")
 
 
+NO_TIMED_TUNE = ("b200", "n3xx")  # kinds of devices that have none
+
+
 def timed_tune(kind: str) -> str:
     """A tune did not happen at its time."""
     return {
@@ -167,8 +170,7 @@ def phase(quantum_deg: int | None, kind: str) -> str:
         "" if quantum_deg == 0 else f"One phase then tells which of the {360 // quantum_deg} states it is.",
         {"x300": "UBX and SBX boards keep their phase between boards when tuned by timed commands; other boards do "
                  "not.",
-         "b200": "A B2xx has no means to bring it back."}.get(kind, ""),
-        "--retunes 0 leaves this check out.")
+         "b200": "A B2xx has no means to bring it back."}.get(kind, ""))
 
 
 def unanswered() -> str:

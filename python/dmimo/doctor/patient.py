@@ -89,6 +89,11 @@ def passed(check: str, measured: str, **values: Any) -> Result:
     return Result(check, "passed", measured, values=values)
 
 
+def noted(check: str, measured: str, follows: str, **values: Any) -> Result:
+    """A check that found what the device cannot help, and what follows from it."""
+    return Result(check, "noted", measured, follows, values)
+
+
 def failed(check: str, measured: str, fix: str, **values: Any) -> Result:
     """A check that did not."""
     return Result(check, "failed", measured, fix, values)

@@ -29,7 +29,7 @@ CHECKS = (
     Check("stream", "steady streams", ("streams",)),
 )
 TITLES = {check.key: check.title for check in CHECKS}
-Status = Literal["passed", "failed", "skipped"]
+Status = Literal["passed", "noted", "failed", "skipped"]
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,12 @@ class Result:
     ----------
     check : str
         Key of the check.
-    status : passed, failed or skipped
+    status : passed, noted, failed or skipped
+        Noted is what the device cannot help: no fault, but to be known.
     measured : str
         What was found, in words with units; why it was skipped.
     fix : str
-        What to do, where it failed.
+        What to do, where it failed; what follows from it, where it was noted.
     values : mapping
         The numbers behind the words.
     """

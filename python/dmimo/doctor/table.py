@@ -10,7 +10,9 @@ from rich.text import Text
 
 from .results import CHECKS, TITLES, Check, Examination, Result
 
-MARKS = {"passed": ("passed", "green"), "failed": ("FAILED", "bold red"), "skipped": ("skipped", "dim")}
+MARKS = {"passed": ("passed", "green"), "noted": ("noted", "yellow"), "failed": ("FAILED", "bold red"),
+         "skipped": ("skipped", "dim")}
+LABELS = {"failed": "fix: ", "noted": "so: "}
 
 
 def examination_table(examination: Examination, running: Check | None = None) -> Table:
@@ -22,7 +24,7 @@ def examination_table(examination: Examination, running: Check | None = None) ->
     table.add_column("finding, and what to do", ratio=1)
     for result, following in zip_longest(examination.results, examination.results[1:]):
         word, style = MARKS[result.status]
-        alone = "failed" in (result.status, following.status if following else "")
+        alone = any(one is not None and one.status in LABELS for one in (result, following))
         table.add_row(TITLES[result.check], Text(word, style), _finding(result), end_section=alone)
     if running is not None:
         table.add_row(running.title, Spinner("dots"), "")
@@ -32,6 +34,6 @@ def examination_table(examination: Examination, running: Check | None = None) ->
 
 
 def _finding(result: Result) -> RenderableType:
-    if result.status == "failed":
-        return Group(Text(result.measured), Text.assemble(("fix: ", "bold yellow"), result.fix))
+    if result.status in LABELS:
+        return Group(Text(result.measured), Text.assemble((LABELS[result.status], "bold yellow"), result.fix))
     return Text(result.measured, "dim" if result.status == "skipped" else "")

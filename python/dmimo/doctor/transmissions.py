@@ -11,7 +11,7 @@ from ..blocks.radio_start import RadioError
 from . import fixes
 from .arrivals import arrivals, burst_gains, repeated_phase, sounding_burst, tone, tune_moment
 from .bench import ANSWER_S, EARLY_SAMPLES, Bench, Event
-from .patient import Paths, Patient, counted, failed, one_line, passed
+from .patient import Paths, Patient, counted, failed, noted, one_line, passed
 from .repeatability import REPEATABLE, Verdict, verdict
 from .results import Result, Skip
 
@@ -151,7 +151,8 @@ def timed_tune(patient: Patient) -> Result:
         (wrong if fault else words).append(f"{name} {fault or f'{_micro(max(begin_s, 0.0))} after its time'}")
     bench.radio.tune()
     if wrong:
-        return failed("timed_tune", "; ".join(wrong), fixes.timed_tune(patient.kind), **values)
+        told = noted if patient.kind in fixes.NO_TIMED_TUNE else failed
+        return told("timed_tune", "; ".join(wrong), fixes.timed_tune(patient.kind), **values)
     return passed("timed_tune", f"new frequency {', '.join(words)}", **values)
 
 
@@ -268,5 +269,7 @@ def _judge_phases(patient: Patient, verdicts: dict[int, Verdict], std_rad: dict[
                      f"{QUANTUM_WORDS[quantum]}")
     quanta = [quantum for _, quantum in groups]
     finest = None if None in quanta else min(quanta)
-    return failed("phase", f"{'; '.join(words)} ({sure})" if finest is not None else
-                  f"{'; '.join(words)} ({counted(retunes, 'retune')})", fixes.phase(finest, patient.kind), **values)
+    if finest is None:
+        return failed("phase", f"{'; '.join(words)} ({counted(retunes, 'retune')})", fixes.phase(None, patient.kind),
+                      **values)
+    return noted("phase", f"{'; '.join(words)} ({sure})", fixes.phase(finest, patient.kind), **values)
