@@ -161,7 +161,8 @@ def test_record_then_replay_gives_the_same_products(tmp_path):
     assembly, _ = on_radio(SWEEP, tmp_path)
     recorder = Recorder(tmp_path / "recording", assembly)
     flowgraph, outcome = run(assembly, recorder=recorder)
-    recorder.close(outcome.error, flowgraph.scheduler.releases, flowgraph.scheduler.end_sample)
+    scheduler = flowgraph.scheduler
+    recorder.close(outcome.error, scheduler.releases, scheduler.end_sample, first_sample=scheduler.first_sample)
     recording = recorded.load(tmp_path / "recording")
     player, again = replay.run(recording, replay.assembly_of(recording))
     assert player.compared == len(assembly.schedule.phases)

@@ -178,7 +178,8 @@ def run(flowgraph: testbed_flowgraph, *, timeout_s: float = 3600.0,
         flowgraph.stop()
         flowgraph.wait()
     run = reports.Run(flowgraph.assembly, flowgraph.network, flowgraph.members(), error,
-                      flowgraph.scheduler.releases, flowgraph.scheduler.end_sample)
+                      flowgraph.scheduler.releases, flowgraph.scheduler.end_sample,
+                      flowgraph.scheduler.first_sample)
     return Outcome(error, reports.report(run), run.estimate)
 
 

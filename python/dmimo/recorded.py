@@ -126,8 +126,17 @@ class Recording:
     @cached_property
     def end_sample(self) -> int:
         """First absolute sample after the last slot, as far as is known."""
-        starts = [attempt.grant.start for node in self.nodes.values() for attempt in node.attempts]
-        return self.content.get("dmimo:end_sample", max(starts, default=0) + self.testbed.slots.slot_samples)
+        return self.content.get("dmimo:end_sample", max(self._starts, default=0) + self.testbed.slots.slot_samples)
+
+    @cached_property
+    def first_sample(self) -> int:
+        """First absolute sample of the first slot, as far as is known; a simulated run begins at 0."""
+        begin = min(self._starts, default=0) if self.testbed.frontend == "usrp" else 0
+        return self.content.get("dmimo:first_sample", begin)
+
+    @property
+    def _starts(self) -> list[int]:
+        return [attempt.grant.start for node in self.nodes.values() for attempt in node.attempts]
 
     @property
     def slots_done(self) -> int:
@@ -141,7 +150,7 @@ class Recording:
         if self.complete:
             return self.content["dmimo:error"]
         return (f"the recording was cut off: it holds {len(self.phases)} phases, {self.slots_done} slots, "
-                f"{self.end_sample / self.testbed.samp_rate:.6g} s")
+                f"{(self.end_sample - self.first_sample) / self.testbed.samp_rate:.6g} s")
 
 
 def load(directory: str | Path) -> Recording:

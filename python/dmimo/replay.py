@@ -156,7 +156,7 @@ def run(recording: Recording, assembly: Assembly, *, calibration_file: str = "",
     if calibration_file:
         calibration_files.write(assembly, player.collectors, calibration_file)
     ended = reports.Run(assembly, None if assembly.uses_radios else assembly.network(), player.collectors, player.error,
-                        recording.releases, recording.end_sample)
+                        recording.releases, recording.end_sample, recording.first_sample)
     report = reports.report(ended)
     if player.different:
         doubt = (f"{len(player.different)} of {player.compared} products are not those of the recorded run, first that "

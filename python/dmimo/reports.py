@@ -25,6 +25,7 @@ class Run:
     error: str | None
     releases: int
     end_sample: int
+    first_sample: int = 0
 
     @property
     def estimate(self) -> SweepCalibration | SideCalibration | None:
@@ -62,7 +63,7 @@ def report(run: Run) -> dict[str, object]:
         "version": __version__,
         "testbed": testbed.to_dict(bed),
         "slots": run.releases,
-        "duration_s": run.end_sample / bed.samp_rate,
+        "duration_s": (run.end_sample - run.first_sample) / bed.samp_rate,
         "pilot_samples": bed.slots.pilot_samples,
         **({} if run.network is None else {"snr_db_per_sample": bed.noise.snr_db}),
     }
