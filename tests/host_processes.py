@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Several `dmimo` processes on this machine: a coordinator and hosts, with their output in files."""
+"""Several `dmimo` processes on this machine, with their output in files, and what can lie between them."""
 
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,6 +33,54 @@ def _is_free(port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+class Relay:
+    """Carries TCP connections from one address to another, as a tunnel does, until it is cut.
+
+    With `hold` the far end of a connection is kept when the near one closes, as of a machine whose power has failed.
+    """
+
+    def __init__(self, source: str, target: str, ports: Iterable[int], hold: bool = False):
+        self._hold, self._kept = hold, []
+        self._cut = threading.Event()
+        self._listening = []
+        for port in ports:
+            self._listening.append(socket.create_server((source, port)))
+            self._run(self._accept, self._listening[-1], (target, port))
+
+    def cut(self) -> None:
+        """Carry nothing any more, without a word to either end."""
+        self._cut.set()
+
+    def close(self) -> None:
+        """Accept no more connections."""
+        for server in self._listening:
+            server.close()
+
+    def _run(self, function, *arguments) -> None:
+        threading.Thread(target=function, args=arguments, daemon=True).start()
+
+    def _accept(self, server: socket.socket, target: tuple[str, int]) -> None:
+        with suppress(OSError):  # closed
+            while True:
+                near, _ = server.accept()
+                try:
+                    far = socket.create_connection(target)
+                except OSError:  # nobody there: a tunnel accepts, and then hangs up
+                    near.close()
+                    continue
+                self._kept.append(far)
+                self._run(self._carry, near, far, self._hold)
+                self._run(self._carry, far, near, False)
+
+    def _carry(self, source: socket.socket, target: socket.socket, hold: bool) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                if not self._cut.is_set():
+                    target.sendall(data)
+            if not (hold or self._cut.is_set()):
+                target.shutdown(socket.SHUT_RDWR)
 
 
 class Dmimo:

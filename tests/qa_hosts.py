@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from gnuradio.dmimo import testbed
-from host_processes import ROOT, Processes, free_ports
+from host_processes import ROOT, Processes, Relay, free_ports
 
 EXAMPLES = ROOT / "examples"
 ENDLESS = ("--duration", "1e6", "--no-verify")  # ends only when something happens to it
@@ -206,6 +206,57 @@ def test_a_host_may_come_long_before_and_after_the_coordinator(dmimo, tmp_path):
     late = dmimo("node", "bed.yml", "--name", "pc2")
     for member in (run, early, late):
         assert member.ends() == 0, member.output
+
+
+@pytest.fixture
+def tunnel():
+    """Function that puts a relay for a host's ports at 127.0.0.2."""
+    relays = []
+
+    def make(port, **options):
+        relays.append(Relay("127.0.0.2", "127.0.0.1", (port, port + 1), **options))
+        return relays[-1]
+
+    yield make
+    for relay in relays:
+        relay.close()
+
+
+def test_a_host_behind_a_tunnel_waits_for_the_coordinator_and_runs(dmimo, tmp_path, tunnel):
+    values = bed(tmp_path, SWEEP, {"pc1": ["ap1"]}, coordinator="127.0.0.2", heartbeat_s=0.2)
+    tunnel(values["port"])
+    host = dmimo("node", "bed.yml", "--name", "pc1")
+    impatient = dmimo("node", "bed.yml", "--name", "pc1", "--timeout", 2)
+    assert impatient.ends() == 1  # the tunnel listens all the time, and nobody answers
+    assert "no coordinator at tcp://127.0.0.2:" in impatient.output
+    run = dmimo("calibrate", "bed.yml", "--output", "out")
+    for member in (run, host):
+        assert member.ends() == 0, member.output
+
+
+def test_a_host_that_lost_its_power_while_others_were_waited_for_may_come_again(dmimo, tmp_path, tunnel):
+    values = bed(tmp_path, SWEEP, {"pc1": ["ap1"], "pc2": ["ap2"]}, coordinator="127.0.0.2")
+    tunnel(values["port"], hold=True)
+    tunnel(values["port"] + 2)
+    run, first = dmimo("calibrate", "bed.yml", "--output", "out"), dmimo("node", "bed.yml", "--name", "pc1")
+    run.says("host pc1 (node ap1) has come")
+    first.process.kill()
+    again = dmimo("node", "bed.yml", "--name", "pc1")
+    run.says("host pc1 (node ap1) has come\nhost pc1 (node ap1) has come")
+    for member in (run, again, dmimo("node", "bed.yml", "--name", "pc2")):
+        assert member.ends() == 0, member.output
+
+
+def test_a_network_that_is_cut_ends_both_sides(dmimo, tmp_path, tunnel):
+    values = bed(tmp_path, SYNC, {"pc2": ["ap2"]}, coordinator="127.0.0.2", heartbeat_s=0.4)
+    relay = tunnel(values["port"])
+    host, run = dmimo("node", "bed.yml", "--name", "pc2"), dmimo("sync", "bed.yml", *ENDLESS)
+    host.says("the run has begun")
+    relay.cut()
+    for member, lost in ((run, "host pc2 (node ap2)"), (host, "the coordinator at tcp://127.0.0.2:")):
+        assert member.ends(20) == 1
+        assert f"run failed: {lost}" in member.output
+        assert "has not been heard of for 2 s" in member.output
 
 
 def test_a_host_gives_up_waiting_for_a_coordinator(dmimo, tmp_path):

@@ -122,6 +122,7 @@ def test_a_process_that_took_the_place_of_another_is_taken_once_the_other_is_sil
         gather.hello(hello(host, "new"), 4.0)
     assert gather.decide(4.9) is None
     assert gather.decide(5.0) == dict.fromkeys(("pc1", "pc2", "pc4"), "new")
+    assert gather.replaced == ["pc2"]
 
 
 def test_another_version_is_refused_by_name():

@@ -117,6 +117,11 @@ class Gathering:
         self._heard[hello.host][hello.instance] = now
         return None
 
+    @property
+    def replaced(self) -> list[str]:
+        """Hosts of which more than one process has been heard: an end of the link may still lead to the first."""
+        return [host for host, instances in self._heard.items() if len(instances) > 1]
+
     def present(self, now: float) -> dict[str, tuple[str, ...]]:
         """Processes heard of lately, by host."""
         limit = LOST_AFTER * self._settings.heartbeat_s

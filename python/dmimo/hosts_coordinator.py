@@ -76,7 +76,7 @@ class Coordinator:
         self._ends = {host: Links(partial(self._send, host)) for host in settings.remote}
         self._recorder: Recorder | None = None
         self._problem: str | None = None
-        self._over = False
+        self._built = self._over = False
         self._answering: set[str] = set()  # hosts that are to end, and have been told
         self._beater: Beater | None = None
         self._links = {
@@ -116,6 +116,8 @@ class Coordinator:
             come = self._until(lambda: self._gathering.decide(time.monotonic()))
             self._instances = dict(come)
             self._presence = Presence(list(come), settings.heartbeat_s, time.monotonic())
+        for host in self._gathering.replaced:
+            self._links[host].reopen()
         self.absent = tuple(host for host in settings.remote if host not in come)
         if self.absent:
             bed = without(self.assembly.testbed, self.absent)
@@ -133,9 +135,10 @@ class Coordinator:
         """
         self._recorder = recorder
         flowgraph = coordinated_flowgraph(self, calibration_file, self._options["duration_s"], recorder)
-        fields = {**self._options, "absent": self.absent}
-        for host in list(self._instances):
-            self._links[host].say(self._session, "start", **fields)
+        with self._state:
+            self._built = True
+            for host in self._instances:
+                self._start(host)
         deadline = time.monotonic() + self._settings.timeout_s
         with self._state:
             self._until(lambda: self._all_ready(deadline))
@@ -270,15 +273,23 @@ class Coordinator:
         if self._presence is None:
             known = hello.instance in self._gathering.present(now)[host]
             refusal = self._gathering.hello(hello, now)
-            if refusal is None and not known:
-                self._say(f"host {self._described(host)} has come")
             if refusal is not None:
                 self._dismiss(host, refusal)
                 self._fail(refusal)
+                return
+            if not known:
+                self._say(f"host {self._described(host)} has come")
+            self._links[host].say(self._session, "beat", instance=self._session)
         elif host not in self._instances:
             self._dismiss(host, f"the run has begun without host {self._described(host)}")
         else:
             self._only(host, hello.instance)
+            if self._built:  # it has opened its link anew since, and may not have heard
+                self._start(host)
+
+    def _start(self, host: str) -> None:
+        """Have a host build its part."""
+        self._links[host].say(self._session, "start", absent=self.absent, **self._options)
 
     def _only(self, host: str, instance: str) -> None:
         """End the run where a host's name belongs to two processes, which would share its messages."""

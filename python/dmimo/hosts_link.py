@@ -65,22 +65,47 @@ class Link:
 
     def __init__(self, addresses: Addresses, coordinator: bool, receive: Callable[[str, str, object], None],
                  failed: Callable[[str], None]):
-        self._coordinator = coordinator
-        out, into = (addresses.control, addresses.status) if coordinator else (addresses.status, addresses.control)
-        self._push = _socket(zeromq.push_msg_sink, out, coordinator)
-        self._pull = _socket(zeromq.pull_msg_source, into, coordinator)
-        self._endpoint = host_endpoint(receive, failed)
+        self._addresses, self._coordinator = addresses, coordinator
+        self._receive, self._failed = receive, failed
+        self._sending = threading.Lock()
+        self._build()
+
+    def _build(self) -> None:
+        control, status, binds = self._addresses.control, self._addresses.status, self._coordinator
+        out, into = (control, status) if binds else (status, control)
+        self._push = _socket(zeromq.push_msg_sink, out, binds)
+        self._pull = _socket(zeromq.pull_msg_source, into, binds)
+        self._endpoint = host_endpoint(self._receive, self._failed)
         self._top = gr.top_block("link")
         self._top.msg_connect(self._pull, "out", self._endpoint, "in")
         self._top.msg_connect(self._endpoint, "out", self._push, "in")
+
+    def reopen(self) -> None:
+        """Close the sockets and open them again, so that nothing leads any more to a program that has gone.
+
+        A PUSH socket deals its messages out to all who are connected, and one whose machine has failed stays so.
+        """
+        self.close()
+        deadline = time.monotonic() + LIMIT_S
+        while True:
+            try:
+                self._build()
+                break
+            except ValueError:  # ZeroMQ closes sockets some time later
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(FLUSH_S)
+        self.open()
 
     def open(self) -> None:
         """Begin to send and receive."""
         self._top.start()
 
     def send(self, session: str, to: str, message) -> None:
-        """Send a message; from any thread."""
-        self._endpoint.send(session, to, message)
+        """Send a message, unless the link is closed; from any thread."""
+        with self._sending:
+            if self._endpoint is not None:
+                self._endpoint.send(session, to, message)
 
     def say(self, session: str, kind: str, **fields) -> None:
         """Send one of the link's own messages."""
@@ -102,6 +127,9 @@ class Link:
             self._drain(waiting)
         # A thread that comes back from GNU Radio when Python has ended would keep the process from ending.
         waiting.join(LIMIT_S)
+        with self._sending:
+            # ZeroMQ's sockets live, and take messages, as long as their blocks.
+            self._push = self._pull = self._endpoint = self._top = None
 
     def _drain(self, waiting: threading.Thread) -> None:
         """Take the message off whose sending waits for a host that is not there: the ZeroMQ sink has no time limit."""

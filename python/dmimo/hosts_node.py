@@ -49,20 +49,20 @@ def serve(bed: Testbed, name: str, *, timeout_s: float, say: Say) -> str | None:
     """
     host = find(bed, name)
     where, described = addresses(bed.hosts, host, bed.hosts.coordinator), describe(bed.hosts.remote, host)
-    deadline = time.monotonic() + timeout_s
+    deadline, instance = time.monotonic() + timeout_s, uuid.uuid4().hex
     say(f"host {described}: waiting for the coordinator at {where.control}")
-    while True:
-        while not _listens(where.status):
-            if time.monotonic() > deadline:
-                raise HostError(f"no coordinator at {where.status} within {timeout_s:g} s: start `dmimo calibrate` or "
-                                "`dmimo sync` there, or see hosts.coordinator and hosts.bind")
+    while time.monotonic() < deadline:
+        if not _listens(where.status):
             time.sleep(POLL_S)
-        member = Member(bed, host, say)
+            continue
+        member = Member(bed, host, instance, say)
         try:
             return member.run()
         except Lost:
             if member.begun:
                 raise
+    raise HostError(f"no coordinator at {where.status} within {timeout_s:g} s: start `dmimo calibrate` or `dmimo sync` "
+                    "there, or see hosts.coordinator and hosts.bind")
 
 
 def _listens(address: str) -> bool:
@@ -80,12 +80,14 @@ class Member:
     ----------
     bed, host, say
         See `serve`.
+    instance : str
+        Unique to this process.
     """
 
-    def __init__(self, bed: Testbed, host: str, say: Say):
+    def __init__(self, bed: Testbed, host: str, instance: str, say: Say):
         self._bed, self._host, self._say = bed, host, say
         self._settings = bed.hosts
-        self._instance = uuid.uuid4().hex
+        self._instance = instance
         self._session = ""  # of the run that this host has been told of
         self._inbox: queue.Queue = queue.Queue()
         self._presence = Presence(["coordinator"], self._settings.heartbeat_s, time.monotonic())
