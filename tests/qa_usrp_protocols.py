@@ -177,3 +177,15 @@ def test_a_board_that_vanishes_ends_the_run_with_its_name(tmp_path):
     assembly, _ = on_radio(text, tmp_path, vanish_after="1:1")
     _, outcome = run(assembly)
     assert "board 1 (V1)" in outcome.error
+
+
+@pytest.mark.parametrize(("old", "new", "words"), [
+    ("type=virtual", "type=nosuch", "radio rack, args 'type=nosuch,.*No devices found"),
+    ("[3, 2]", "[3, 4]", "channel 4: the radio has channels 0 to 3"),
+    ("args:", "time_source: nowhere, args:", "radio rack, .*nowhere"),
+])
+def test_a_radio_that_cannot_be_used_is_named_before_the_run(tmp_path, old, new, words):
+    virtual.use()
+    text = SWEEP.replace("ARGS", f'"{virtual.arguments(num_mboards=2)}"').replace(old, new)
+    with pytest.raises(flowgraphs.RunError, match=words):
+        flowgraphs.testbed_flowgraph(Assembly(testbed.parse(text)))

@@ -26,6 +26,10 @@ from .testbed import Node
 POLL_S = 0.1
 
 
+class RunError(RuntimeError):
+    """A run cannot begin; the message says in a sentence why."""
+
+
 class testbed_flowgraph(gr.top_block):
     """The run of a testbed, on a simulated network or on USRPs: synchronisation, calibration, verification, as it asks.
 
@@ -38,6 +42,11 @@ class testbed_flowgraph(gr.top_block):
         Network time up to which synchronisation goes on; the patterns of a bidirectional run are in its testbed file.
     recorder : Recorder, optional
         Records what all nodes receive; closed by whoever made it.
+
+    Raises
+    ------
+    RunError
+        A radio is not there, or does not do what the testbed asks of it.
     """
 
     def __init__(self, assembly: Assembly, calibration_file: str = "", duration_s: float = 0.0,
@@ -65,9 +74,13 @@ class testbed_flowgraph(gr.top_block):
         return {name: self._radio(name, settings) for name, settings in self.assembly.radios().items()}
 
     def _radio(self, name: str, settings: RadioSettings) -> gr.hier_block2:
-        from .blocks.usrp_array import usrp_array  # needs UHD, and the simulation does not
+        try:
+            from .blocks.usrp_array import usrp_array  # needs UHD, and the simulation does not
 
-        return usrp_array(settings, name)
+            return usrp_array(settings, name)
+        except (ImportError, RuntimeError, LookupError, ValueError) as error:  # UHD's exceptions, as they come
+            words = f"{' '.join(str(error).split())} (dmimo doctor examines it)"
+            raise RunError(f"radio {name}, args {settings.device_args!r}: {words}") from error
 
     def _timing(self) -> dict[str, object]:
         """What the scheduler is told of radios."""
