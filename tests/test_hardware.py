@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Gains, panels, amplifier and converter of the simulated hardware."""
+"""Gains, panels and converter of the simulated hardware."""
 
 import numpy as np
 import pytest
-from gnuradio.dmimo.simulation.hardware import Panel, amplify, draw_gains, quantise
+from gnuradio.dmimo.simulation.hardware import Panel, draw_gains, quantise
 
 
 def test_gain_magnitudes_are_log_normal_and_phases_uniform():
@@ -38,21 +38,8 @@ def test_default_panel_is_one_antenna_with_one_beam():
     assert Panel().codebook == 1.0
 
 
-def test_amplifier_makes_the_intermodulation_of_two_tones():
-    # (e^{ja} + e^{jb}) |.|^2 = 3 e^{ja} + 3 e^{jb} + e^{j(2a-b)} + e^{j(2b-a)}
-    n = np.arange(64)
-    tones = np.exp(2j * np.pi * 5 * n / 64) + np.exp(2j * np.pi * 8 * n / 64)
-    a = -0.05 + 0.02j
-    spectrum = np.fft.fft(amplify(tones, a)) / 64
-    expected = np.zeros(64, dtype=complex)
-    expected[[5, 8]], expected[[2, 11]] = 1 + 3 * a, a
-    np.testing.assert_allclose(spectrum, expected, atol=1e-13)
-
-
-def test_amplifier_and_converter_keep_single_precision():
-    x = np.ones(4, dtype=np.complex64)
-    assert amplify(x, 0.1j).dtype == np.complex64
-    assert quantise(x, 8, 2.0).dtype == np.complex64
+def test_converter_keeps_single_precision():
+    assert quantise(np.ones(4, dtype=np.complex64), 8, 2.0).dtype == np.complex64
 
 
 def test_converter_error_is_at_most_half_a_step_and_uniform():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a node's analog hardware does to samples: port gains, panel beams, amplifier, converter."""
+"""What a node's analog hardware does to samples: port gains, panel beams, converter (amplifiers: `amplifiers`)."""
 
 from typing import Literal
 
@@ -50,12 +50,6 @@ def draw_gains(
     magnitude = 10.0 ** (std_db * rng.standard_normal(num_ports) / 20.0)
     angle = rng.uniform(-np.pi, np.pi, num_ports)  # drawn in both modes: |gain| must not depend on the mode
     return magnitude * np.exp(1j * angle) if phase == "random" else magnitude.astype(np.complex128)
-
-
-def amplify(x: np.ndarray, compression: complex) -> np.ndarray:
-    """Return x + a x |x|^2 with a = `compression` = a3 / a1 (third-order amplifier, linear gain 1); same dtype as x."""
-    power = x.real**2 + x.imag**2
-    return x * (1 + x.dtype.type(compression) * power)
 
 
 def quantise(x: np.ndarray, bits: int, full_scale: float) -> np.ndarray:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .amplifiers import AmplifierBank
 from .beams import BeamTimeline
 from .channel import Channel
 from .clocks import NodeClocks
 from .faults import Fault, FaultInjector
-from .hardware import amplify, quantise
+from .hardware import quantise
 from .node import SimulatedNode
 from .noise import GRID, ReceiverNoise
 from .oscillators import OscillatorBank
@@ -81,6 +82,7 @@ class Network:
         self.latency_samples = self._clocks.tx_latency + self.channel.latency_samples + self._clocks.rx_latency
         self._beams = BeamTimeline({node.name: (node.num_ports, node.panel.num_beams) for node in self.nodes})
         self._noise = self._make_noise(seed)
+        self._amplifiers = AmplifierBank([node.amplifiers for node in self.nodes], self._slices)
         self.takes_runs = not (self.has_memory or any(fault.is_physical for fault in faults))
         self._faults = FaultInjector(faults, dict(zip(self.names, self._slices, strict=True)))
         self._allocate()
@@ -99,7 +101,7 @@ class Network:
 
     def _draw_channel(self, propagation: Propagation) -> None:
         nodes = self.nodes
-        sites = [Site(n.name, n.num_ports, n.panel.num_antennas, tuple(n.position_m)) for n in nodes]
+        sites = [Site(n.name, n.num_ports, n.panel.num_antennas, tuple(n.position_m), n.array) for n in nodes]
         pairs = [(i, j) for i in range(len(nodes)) for j in range(i + 1, len(nodes))]
         self._paths = {(i, j): propagation.paths(sites[i], sites[j], self.samp_rate) for i, j in pairs}
         offset = np.array([node.clock.fixed_offset for node in nodes])
@@ -124,13 +126,11 @@ class Network:
 
     def _allocate(self) -> None:
         """Make the work space; `_s` and `_turn` begin with num_taps - 1 and latency columns of earlier blocks."""
-        num = _CHUNK_BLOCKS * self.block_samples
-        self._past = self.channel.num_taps - 1
+        num, self._past = _CHUNK_BLOCKS * self.block_samples, self.channel.num_taps - 1
         self._x = np.zeros((self.num_ports, num), dtype=np.complex64)
         self._s = np.zeros((self.num_ports, self._past + num), dtype=np.complex64)
         self._y = np.zeros((self.num_ports, num), dtype=np.complex64)
         self._moving = not all(node.oscillator.is_still for node in self.nodes)
-        self._compressed = [i for i, node in enumerate(self.nodes) if node.compression is not None]
         if self._moving:
             self._bank = OscillatorBank([node.oscillator for node in self.nodes], num // GRID)
             self._part = np.empty((len(self.nodes), num), dtype=np.float32)
@@ -141,7 +141,7 @@ class Network:
     @property
     def has_memory(self) -> bool:
         """Return whether what is received depends on earlier samples, so that blocks must be whole."""
-        return self.channel.has_memory or self._clocks.is_active
+        return self.channel.has_memory or self._clocks.is_active or self._amplifiers.has_memory
 
     @property
     def backlog_samples(self) -> int:
@@ -163,6 +163,7 @@ class Network:
         if self._moving:
             self._turn[:, : self.latency_samples] = 1  # turns silence, but its rounding errors must not tell the past
         self._clocks.flush()
+        self._amplifiers.flush()
         self._beams.begin()
 
     # -- samples ------------------------------------------------------------------------------------------------------
@@ -185,8 +186,7 @@ class Network:
 
         Parameters
         ----------
-        x : complex (P, n), or P rows: transmitted from absolute sample `start` on.
-        start : absolute index of the first sample.
+        x, start : complex (P, n), or P rows: transmitted from absolute sample `start` on.
         beams : int (P,), beam of each port in these samples, for transmitting and receiving; or (n, P), of n slots of
             equal length that make up these samples.
         final : whether to return the samples of an incomplete last block too (end of a slot).
@@ -272,14 +272,12 @@ class Network:
         """Return what reaches the antennas, complex64 (P, num), except for the gains t, which are in the channel."""
         x, signal = self._x[:, :num], self._s[:, self._past : self._past + num]
         clocks, network_time = self._clocks, self._clocks.network_time
-        if not (self._moving or self._compressed or self._past or clocks.is_active):
+        if not (self._moving or self._amplifiers or self._past or clocks.is_active):
             return x
-        if self._compressed or network_time or not self._moving:
+        if self._amplifiers or network_time or not self._moving:
             signal[:] = x
             x = signal
-        for i in self._compressed:
-            rows = self._slices[i]
-            signal[rows] = amplify(signal[rows], self.nodes[i].compression)
+        self._amplifiers.transmit(signal)
         if network_time:
             clocks.transmit(signal, self._base)
         if self._moving:
@@ -343,6 +341,7 @@ class Network:
             self._turn[:, : self.latency_samples] = self._turn[:, num : num + self.latency_samples]
         if self._clocks.is_active:
             self._clocks.commit(num, self._base + num)
+        self._amplifiers.commit(self._x[:, :num])
         rest = self._filled - num
         self._x[:, :rest] = self._x[:, num : self._filled]
         self._base, self._filled, self._emitted = self._base + num, rest, max(0, self._emitted - num)
@@ -352,17 +351,17 @@ class Network:
     def true_calibration(self, sample: int, subcarriers_hz: np.ndarray | None = None) -> np.ndarray:
         """Return c = t / r of all ports, not normalised, at absolute sample `sample`.
 
-        complex128 (P,), or (P, F) at baseband frequencies `subcarriers_hz` (F,): clocks and loop delays turn c with
-        frequency (see `Clock`). Receive phases are those of the same instant, `latency_samples` later in the output.
+        complex128 (P,), or (P, F) at baseband frequencies `subcarriers_hz` (F,): clocks, loop delays and amplifiers'
+        memory change c with frequency. Receive phases are those of the same instant, `latency_samples` later in y.
         """
         phase = np.repeat([self._theta(i, sample) for i in range(len(self.nodes))], self._ports_per_node)
         c = self._tx_gains / self._rx_gains * np.exp(2j * phase)
         if subcarriers_hz is None:
             return c
-        loop = [node.clock.loop_delay_samples for node in self.nodes]
-        delay = [2 * self._clocks.offset(i, sample) + loop[i] for i in range(len(self.nodes))]
+        delay = [2 * self._clocks.offset(i, sample) + n.clock.loop_delay_samples for i, n in enumerate(self.nodes)]
         cycles = np.asarray(subcarriers_hz) / self.samp_rate
-        return c[:, None] * np.exp(-2j * np.pi * np.multiply.outer(np.repeat(delay, self._ports_per_node), cycles))
+        c = c[:, None] * np.concatenate([self._amplifiers.linear_response(i, cycles) for i in range(len(self.nodes))])
+        return c * np.exp(-2j * np.pi * np.multiply.outer(np.repeat(delay, self._ports_per_node), cycles))
 
     def of_nodes(self, values: np.ndarray, names: Sequence[str]) -> np.ndarray:
         """Return those of values (P, ...) of all ports that belong to these nodes, in their order."""
@@ -396,4 +395,5 @@ class Network:
         gains *= np.exp(1j * (self._theta(j, sample) - self._theta(i, sample)))
         late = self._clocks.offset(j, sample) + self.nodes[j].clock.loop_delay_samples - self._clocks.offset(i, sample)
         cycles = np.asarray(0.0 if subcarriers_hz is None else subcarriers_hz) / self.samp_rate
-        return np.tensordot(gains, np.exp(-2j * np.pi * np.multiply.outer(delays + late, cycles)), axes=1)
+        turn = np.exp(-2j * np.pi * np.multiply.outer(delays + late, cycles))
+        return np.tensordot(gains, turn, axes=1) * self._amplifiers.linear_response(j, cycles)

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .amplifiers import Amplifiers
+from .coupling import PlanarArray
 from .hardware import Panel
 from .oscillators import Clock, Oscillator
 
@@ -15,8 +17,10 @@ class SimulatedNode:
 
     tx_gains, rx_gains : complex (num_ports,), t and r without oscillator phases; None: all ones.
     noise_var : variance of the complex noise per received sample, a number or one per port; 0: none.
-    compression : a3 / a1 of the third-order amplifier (`hardware.amplify`); None: linear.
+    amplifiers : of the ports (`amplifiers.draw_amplifiers`); None: linear.
+    compression : short for third-order amplifiers, all alike: a3 / a1 at unit amplitude, no saturation; None: none.
     adc : (bits, full_scale) of `hardware.quantise`; None: ideal.
+    array : where the ports stand, for the law of their coupling; None: in a row, half a wavelength apart.
     """
 
     name: str
@@ -30,6 +34,8 @@ class SimulatedNode:
     compression: complex | None = None
     adc: tuple[int, float] | None = None
     position_m: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    amplifiers: Amplifiers | None = None
+    array: PlanarArray | None = None
 
     def __post_init__(self):
         if self.num_ports < 1:
@@ -41,3 +47,14 @@ class SimulatedNode:
             object.__setattr__(self, key, gains.astype(np.complex128))
         if not np.all(np.asarray(self.noise_var) >= 0.0):
             raise ValueError(f"node {self.name}: noise_var={self.noise_var} must not be negative")
+        if self.compression is not None:
+            if self.amplifiers is not None:
+                raise ValueError(f"node {self.name}: compression and amplifiers exclude each other")
+            alike = np.tile([1.0, self.compression], (self.num_ports, 1))
+            object.__setattr__(self, "amplifiers", Amplifiers(alike))
+        if self.amplifiers is not None and self.amplifiers.num_ports != self.num_ports:
+            raise ValueError(
+                f"node {self.name}: amplifiers of {self.amplifiers.num_ports} ports for num_ports={self.num_ports}"
+            )
+        if self.array is not None and self.array.num_elements != self.num_ports:
+            raise ValueError(f"node {self.name}: array={self.array} must have num_ports={self.num_ports} elements")

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .coupling import CouplingLaw, PlanarArray
 from .noise import seed_words
 
 SPEED_OF_LIGHT_M_S = 299_792_458.0
@@ -19,12 +20,13 @@ SPEED_OF_LIGHT_M_S = 299_792_458.0
 
 @dataclass(frozen=True)
 class Site:
-    """What propagation needs to know of a node: its ports, the antennas behind each of them, and where it stands."""
+    """What propagation needs to know of a node: its ports, the antennas behind each of them, and where they stand."""
 
     name: str
     num_ports: int = 1
     num_antennas: int = 1
     position_m: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    array: PlanarArray | None = None
 
 
 class Paths(NamedTuple):
@@ -52,6 +54,7 @@ class Propagation:
     blocked_pairs : pairs of names that do not hear each other.
     delays : whether waves take distance / c; otherwise everything arrives at once (multipath taps excepted).
     coupling_db : power gain between any two ports of a node; None: they do not hear each other.
+    coupling_law : instead of `coupling_db`, the law by which coupling falls with the distance in the node's array.
     cross_polarisation_db : how much lower the power gain is between ports of two nodes, one of them with an even number
         and the other with an odd one: two polarisations, both directions alike. None: all ports hear each other alike.
     """
@@ -65,13 +68,17 @@ class Propagation:
         blocked_pairs: Iterable[tuple[str, str]] = (),
         delays: bool = False,
         coupling_db: float | None = None,
+        coupling_law: CouplingLaw | None = None,
         cross_polarisation_db: float | None = None,
     ):
         if coupling_db is not None and not np.isfinite(coupling_db):
             raise ValueError(f"coupling_db={coupling_db} must be finite, or None for no coupling")
+        if coupling_db is not None and coupling_law is not None:
+            raise ValueError(f"coupling_db={coupling_db} and coupling_law exclude each other")
         if cross_polarisation_db is not None and not 0.0 <= cross_polarisation_db < np.inf:
             raise ValueError(f"cross_polarisation_db={cross_polarisation_db} must be finite and not negative, or None")
         self.seed, self.path_gain_db, self.delays, self.coupling_db = seed, path_gain_db, delays, coupling_db
+        self.coupling_law = coupling_law
         self.cross_polarisation_db = cross_polarisation_db
         self.pair_gain_db = dict(pair_gain_db or {})
         self.blocked_pairs = {frozenset(pair) for pair in blocked_pairs}
@@ -107,12 +114,18 @@ class Propagation:
     def coupling(self, site: Site) -> np.ndarray | None:
         """Return the coupling between the ports of a node, complex128 (num_ports, num_ports), None where there is none.
 
-        Symmetric (reciprocal), zero on the diagonal, of constant modulus and random phase: ports couple at a distance
-        of some wavelengths, without fading, before their beams are formed and in no time.
+        Zero on the diagonal; before beams are formed, in no time. Without a law it is symmetric (reciprocal), of
+        constant modulus and random phase: ports couple at a distance of some wavelengths, without fading. Else as
+        `CouplingLaw.matrix` says, between the elements of the node's array (None: a row, half a wavelength apart).
         """
-        if self.coupling_db is None or site.num_ports == 1:
+        if (self.coupling_db is None and self.coupling_law is None) or site.num_ports == 1:
             return None
         rng = np.random.default_rng(seed_words(self.seed, "coupling", site.name))
+        if self.coupling_law is not None:
+            array = PlanarArray(1, site.num_ports) if site.array is None else site.array
+            if array.num_elements != site.num_ports:
+                raise ValueError(f"node {site.name}: {array} must have one element for each of {site.num_ports} ports")
+            return self.coupling_law.matrix(array, rng)
         phase = np.triu(rng.uniform(-np.pi, np.pi, (site.num_ports, site.num_ports)), 1)
         gains = 10.0 ** (self.coupling_db / 20.0) * np.exp(1j * (phase + phase.T))
         np.fill_diagonal(gains, 0.0)
