@@ -4,7 +4,7 @@ r"""Amplifiers as polynomials of odd order, without and with memory, and the bas
 .. math:: F(x_k) = \sum_{l=0}^{L-1} \sum_{p=0}^{P-1} \kappa_{lp}\, x_{k-l} |x_{k-l}|^{2p}, \qquad \kappa_{00} = 1
 
 The coefficients are relative to the linear one, so that F has unit gain at small amplitudes; the order is 2 P - 1 and
-L = 1 is an amplifier without memory. Powers of \|x\|^2 are nearly collinear. Fits run on the shifted Legendre
+L = 1 is an amplifier without memory. Powers of |x|^2 are nearly collinear. Fits run on the shifted Legendre
 polynomials :math:`x P_p(2 |x|^2 / A^2 - 1)` instead, A the peak amplitude: they span the same functions at every
 order, order 9 with a condition number of tens instead of 1e5, and are turned into powers at the end.
 
@@ -48,7 +48,7 @@ def amplify_with_memory(x: ArrayLike, coefficients: ArrayLike) -> NDArray:
 
 
 def polynomial(power: NDArray, coefficients: NDArray) -> NDArray:
-    """Complex gain :math:`F(x) / x` (..., N) at the powers \\|x\\|^2 (..., N), coefficients (..., P), by Horner's rule."""
+    """Complex gain :math:`F(x) / x` (..., N) at the powers |x|^2 (..., N), coefficients (..., P), by Horner's rule."""
     gain = coefficients[..., -1:] + np.zeros_like(power)
     for term in range(coefficients.shape[-1] - 2, -1, -1):
         gain = gain * power
@@ -83,7 +83,7 @@ def legendre_basis(x: NDArray, terms: int, depth: int, peak: float) -> NDArray:
 def legendre_to_powers(terms: int, depth: int, peak: float) -> NDArray:
     r"""Matrix (P L, P L) from the coefficients of `legendre_basis` to those of :math:`x|x|^{2p}`, both p-major.
 
-    :math:`P_p(2u - 1) = \sum_j (-1)^{p-j} \binom{p}{j} \binom{p+j}{j} u^j` with u = \|x\|^2 / peak^2.
+    :math:`P_p(2u - 1) = \sum_j (-1)^{p-j} \binom{p}{j} \binom{p+j}{j} u^j` with u = |x|^2 / peak^2.
     """
     j, p = np.meshgrid(np.arange(terms), np.arange(terms), indexing="ij")
     matrix = np.where(j <= p, (-1.0) ** (p - j) * comb(p, j) * comb(p + j, j), 0.0)

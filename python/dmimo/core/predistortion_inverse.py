@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 r"""Inverses of memoryless amplifiers: closed form for third order, table and Newton's method for any order.
 
-With s = \|u\|^2 the output power of :math:`F(u) = \sum_p \kappa_p u |u|^{2p}` is :math:`A(s) = s |P(s)|^2`. It grows up
+With s = |u|^2 the output power of :math:`F(u) = \sum_p \kappa_p u |u|^{2p}` is :math:`A(s) = s |P(s)|^2`. It grows up
 to its first peak, the smallest positive root of A'(s): below it F has one inverse that starts at zero, and above it
 none. At third order :math:`A = |\kappa|^2 s^3 + 2 \Re(\kappa) s^2 + s`, and the inverse is the smallest root of a
 cubic. Inputs beyond the limit keep their phase and are clipped to it.
@@ -27,7 +27,7 @@ _TRAINING_POINTS = 512
 
 
 class InvertibleRange(NamedTuple):
-    """Limits (...) of the inverse: largest amplifier input \\|u\\| and the output \\|F(u)\\| there; inf without a limit."""
+    """Limits (...) of the inverse: largest amplifier input |u| and the output |F(u)| there; inf without a limit."""
 
     input_amplitude: NDArray
     output_amplitude: NDArray
@@ -69,7 +69,7 @@ def predistort_and_count(x: ArrayLike, coefficients: ArrayLike, *, max_amplitude
     r"""Amplifier inputs u (..., N) with F(u) = x, and how many samples were clipped.
 
     Exact to rounding within the invertible range. Third order: u = x / (1 + kappa s), s the smallest root of
-    :math:`|\kappa|^2 s^3 + 2 \Re(\kappa) s^2 + s = |x|^2`. Higher orders: Newton's method on A(s) = \|x\|^2.
+    :math:`|\kappa|^2 s^3 + 2 \Re(\kappa) s^2 + s = |x|^2`. Higher orders: Newton's method on A(s) = |x|^2.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ def predistort_and_count(x: ArrayLike, coefficients: ArrayLike, *, max_amplitude
 def predistorter_table(
     coefficients: ArrayLike, *, size: int = 1024, max_amplitude: ArrayLike = np.inf, full_scale: float = 1.0
 ) -> PredistorterTable:
-    """Look-up table of the inverse of amplifiers (..., P): gains u / x over the wanted amplitude \\|x\\|.
+    """Look-up table of the inverse of amplifiers (..., P): gains u / x over the wanted amplitude |x|.
 
     The table ends at the invertible limit, or at full_scale where that is lower. Errors of `apply_table` fall with
     1 / size^2 away from the limit, where the inverse is steep.
@@ -152,7 +152,7 @@ def _checked(coefficients: ArrayLike) -> NDArray:
 
 
 def _power_polynomial(coefficients: NDArray) -> NDArray:
-    """Real coefficients (..., 2 P) of A(s) = s \\|P(s)\\|^2, lowest first (of s^0)."""
+    """Real coefficients (..., 2 P) of A(s) = s |P(s)|^2, lowest first (of s^0)."""
     terms = coefficients.shape[-1]
     out = np.zeros((*coefficients.shape[:-1], 2 * terms))
     for p in range(terms):

@@ -2,7 +2,7 @@
 """Pilots whose amplitudes reveal an amplifier: uniform, two-level and data-like.
 
 Per unit of gain energy and pilot, with unit peak, third order and small kappa, the Fisher information of kappa is 1/16
-for the best two levels, 0.0229 for uniform amplitudes and 0.0099 for data-like ones at 8 dB back-off
+for the best two levels, 0.0229 for uniform amplitudes and 0.0072 for data-like ones at 8 dB back-off
 (`predistortion_bounds.pilot_information`). Two levels are the best of all designs with a limited peak for third order,
 but cannot show that the order is higher; data-like amplitudes weigh the errors as the data will.
 """
@@ -55,7 +55,7 @@ def design_pilots(
     backoff_db: float = 8.0,
     rng: np.random.Generator | None = None,
 ) -> NDArray:
-    """Complex pilots (K,) with the amplitudes of `pilot_amplitudes`, in random order with random phases if `rng` is given.
+    """Complex pilots (K,) with the amplitudes of `pilot_amplitudes`; `rng` gives random order and phases.
 
     Without memory neither matters; with memory, samples must vary independently, so that `rng` is needed there.
     """
