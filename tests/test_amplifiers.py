@@ -108,13 +108,13 @@ def test_third_order_fit_of_a_third_order_amplifier_is_itself():
 
 
 def test_memory_polynomial_is_its_double_sum():
-    a = noise_like((2, 3, 4)).astype(complex)
+    a = noise_like((2, 4, 3)).astype(complex)
     amplifiers = Amplifiers(a)
     x = noise_like((2, 50), 1).astype(complex)
     y = amplifiers(x)
-    relative = a / a[:, :1].sum(axis=-1, keepdims=True)
+    relative = a / a[..., :1].sum(axis=1, keepdims=True)
     for port, n in ((0, 3), (1, 20), (1, 49)):
-        terms = [relative[port, p, lag] * x[port, n - lag] * abs(x[port, n - lag]) ** (2 * p)
+        terms = [relative[port, lag, p] * x[port, n - lag] * abs(x[port, n - lag]) ** (2 * p)
                  for p in range(3) for lag in range(4)]
         assert abs(y[port, n - 3] - sum(terms)) < 1e-12
     assert y.shape == (2, 47)
@@ -139,12 +139,12 @@ def test_spread_of_drive_and_of_the_deviation():
     assert abs(level_db.std() - 1.5) < 4 * 1.5 / np.sqrt(2 * num)
     nominal = np.array(GAN_POLYNOMIAL) / GAN_POLYNOMIAL[0]
     scale = drive.saturation[:, None] ** -(2.0 * np.arange(5))
-    np.testing.assert_allclose(drive.coefficients[..., 0], nominal * scale, rtol=1e-12)
-    spread = draw_amplifiers(rng(), num, spread=0.2).coefficients[:, 1:, 0] / nominal[1:] - 1
+    np.testing.assert_allclose(drive.coefficients[:, 0], nominal * scale, rtol=1e-12)
+    spread = draw_amplifiers(rng(), num, spread=0.2).coefficients[:, 0, 1:] / nominal[1:] - 1
     np.testing.assert_allclose(spread, np.repeat(spread[:, :1], 4, axis=1), atol=1e-12)
     assert abs(np.mean(np.abs(spread[:, 0]) ** 2) - 0.04) < 4 * 0.04 / np.sqrt(num)
     assert abs(np.mean(spread[:, 0] ** 2)) < 4 * 0.04 * np.sqrt(2 / num)
-    assert np.all(draw_amplifiers(rng(), num, spread=0.2).coefficients[:, 0] == 1.0)
+    assert np.all(draw_amplifiers(rng(), num, spread=0.2).coefficients[..., 0] == 1.0)
 
 
 @pytest.mark.parametrize(

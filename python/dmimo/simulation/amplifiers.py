@@ -26,15 +26,16 @@ GAN_POLYNOMIAL = (
 class Amplifiers:
     """The amplifiers of a node's ports:
 
-        F(x)(n) = sum_l sum_p a_pl v(n - l) |v(n - l)|^(2p),    v = x min(1, saturation / |x|)
+        F(x)(n) = sum_l sum_p a_lp v(n - l) |v(n - l)|^(2p),    v = x min(1, saturation / |x|)
 
     Beyond the saturation amplitude the input is limited and keeps its phase: the output stays where it is at
     saturation, instead of following a polynomial where it means nothing (third order: falling again).
 
     Parameters
     ----------
-    coefficients : complex, (num_ports, P) without memory or (num_ports, P, L); order 2p + 1 in entry p. They refer to
-        samples x, so the back-off is in them. Kept relative to the linear gain at band centre, sum_l a_0l = 1.
+    coefficients : complex, (num_ports, P) without memory or (num_ports, L, P); order 2p + 1 in entry p. They refer to
+        samples x, so the back-off is in them. Kept as (num_ports, L, P), relative to the linear gain at band centre:
+        sum_l a_l0 = 1.
     saturation : amplitude of x, a number or one per port; inf: none.
     """
 
@@ -44,9 +45,9 @@ class Amplifiers:
     def __post_init__(self):
         a = np.asarray(self.coefficients, dtype=np.complex128)
         if a.ndim not in (2, 3) or 0 in a.shape or not np.all(np.isfinite(a)):
-            raise ValueError(f"coefficients of shape {a.shape} must be finite and (num_ports, P) or (num_ports, P, L)")
-        a = a[..., None] if a.ndim == 2 else a
-        linear = a[:, 0].sum(axis=-1)
+            raise ValueError(f"coefficients of shape {a.shape} must be finite and (num_ports, P) or (num_ports, L, P)")
+        a = a[:, None] if a.ndim == 2 else a
+        linear = a[..., 0].sum(axis=-1)
         if np.any(linear == 0.0):
             raise ValueError("coefficients: the linear ones must not add up to zero")
         saturation = np.asarray(self.saturation, dtype=np.float64)
@@ -62,7 +63,7 @@ class Amplifiers:
     @property
     def num_taps(self) -> int:
         """Return L, how many samples the output depends on."""
-        return self.coefficients.shape[-1]
+        return self.coefficients.shape[1]
 
     def limit(self, x: np.ndarray) -> np.ndarray:
         """Return x, complex (num_ports, num), with what is beyond saturation brought back to it; same dtype."""
@@ -80,16 +81,16 @@ class Amplifiers:
         out = 0
         for lag in range(self.num_taps):
             part = slice(past - lag, x.shape[-1] - lag)
-            gain = a[:, -1:, lag]
-            for p in range(a.shape[1] - 2, -1, -1):
-                gain = gain * power[:, part] + a[:, p : p + 1, lag]
+            gain = a[:, lag, -1:]
+            for p in range(a.shape[-1] - 2, -1, -1):
+                gain = gain * power[:, part] + a[:, lag, p : p + 1]
             out = x[:, part] * gain if lag == 0 else out + x[:, part] * gain
         return out
 
     def linear_response(self, cycles_per_sample: np.ndarray) -> np.ndarray:
         """Return the small-signal gain, complex128 (num_ports, ...), at frequencies (...); 1 at band centre."""
         turn = np.exp(-2j * np.pi * np.multiply.outer(np.arange(self.num_taps), cycles_per_sample))
-        return self.coefficients[:, 0] @ turn
+        return self.coefficients[..., 0] @ turn
 
 
 def peak_amplitude(coefficients: Sequence[complex]) -> float:
@@ -160,7 +161,7 @@ def draw_amplifiers(
     deviation = spread * np.sqrt(0.5) * (rng.standard_normal(num_ports) + 1j * rng.standard_normal(num_ports))
     own = np.tile(a, (num_ports, 1))
     own[:, 1:] *= (1.0 + deviation)[:, None] * drive[:, None] ** (2.0 * np.arange(1, len(a)))
-    return Amplifiers(own[..., None] * np.array([1.0, *memory]), saturation / drive)
+    return Amplifiers(own[:, None] * np.array([1.0, *memory])[:, None], saturation / drive)
 
 
 class AmplifierBank:
