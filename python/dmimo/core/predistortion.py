@@ -64,7 +64,7 @@ __all__ = [
 
 # By what factor predistortion must be expected to lower the distortion. At 1 it would help on average; but where there
 # is no distortion at all, estimates pass a factor m by chance with a probability of exp(-1 - m) at third order.
-MIN_IMPROVEMENT = 4.0
+MIN_IMPROVEMENT = 6.0
 # Points of the data's amplitudes over which distortion is predicted, and their back-off from the largest pilot.
 _DATA_POINTS = 64
 DATA_BACKOFF_DB = 10.0
@@ -92,6 +92,7 @@ class Identification:
     mismatch_limited : (..., M_tx) bool: the model is too small, and that costs more than the noise does.
     receivers_disagree : (..., M_tx) bool: receivers see different amplifiers (one is saturated, or the coupling is not
         flat or not constant).
+    unexplained : (..., M_tx) bool: even two more orders leave more than the noise that was given, such as memory does.
     saturated : (..., M_tx) bool: a receiver reached its full scale and was left out.
     deaf : (..., M_rx) bool: receivers that hear nobody; averages leave them out.
     clipped_share : (..., M_tx) share of the data's amplitudes beyond the invertible range.
@@ -110,6 +111,7 @@ class Identification:
     heard: NDArray
     mismatch_limited: NDArray
     receivers_disagree: NDArray
+    unexplained: NDArray
     saturated: NDArray
     deaf: NDArray
     clipped_share: NDArray
@@ -217,6 +219,7 @@ def identify_amplifiers(
         heard=fit.heard,
         mismatch_limited=fit.heard & fit.mismatch_significant & (fit.mismatch > noise_cost),
         receivers_disagree=fit.heard & fit.receivers_disagree,
+        unexplained=fit.unexplained,
         saturated=np.any(statistics.saturated, axis=-2),
         deaf=fit.deaf,
         clipped_share=clipped,

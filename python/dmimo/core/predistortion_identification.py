@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import gammaincc
 
-from .amplifier_model import MIN_CONDITION, legendre_to_powers, num_terms, unpack_memory
+from .amplifier_model import MIN_CONDITION, legendre_to_powers, num_terms
 from .predistortion_bounds import noise_penalty
 from .predistortion_statistics import PilotStatistics
 
@@ -39,7 +39,7 @@ class RawFit(NamedTuple):
     strength (..., M_tx), ``gamma |F|^2``; gain_energy (..., M_tx), gamma; heard (..., M_tx), whether strength is above
     the threshold; mismatch (..., M_tx), power relative to the linear output that higher orders explain and noise does
     not; mismatch_significant and receivers_disagree (..., M_tx); noise_var (..., M_rx); num_receivers (..., M_tx);
-    deaf (..., M_rx), receivers that hear nobody.
+    deaf (..., M_rx), receivers that hear nobody; unexplained (..., M_tx), more is left than the given noise.
     """
 
     coefficients: NDArray
@@ -53,6 +53,7 @@ class RawFit(NamedTuple):
     noise_var: NDArray
     num_receivers: NDArray
     deaf: NDArray
+    unexplained: NDArray
 
 
 class _Whitened(NamedTuple):
@@ -114,6 +115,7 @@ def fit_statistics(
         noise_var=noise,
         num_receivers=num_receivers,
         deaf=deaf,
+        unexplained=_is_unexplained(statistics, whitened, noise) & (noise_var is not None),
     )
 
 
@@ -159,14 +161,29 @@ def _noise(statistics: PilotStatistics, whitened: _Whitened, noise_var: ArrayLik
         if not np.all((noise >= 0) & np.isfinite(noise)) or noise.shape[-1:] not in ((), (1,), (num_receivers,)):
             raise ValueError(f"noise_var = {noise_var} must not be negative, a scalar or (..., {num_receivers})")
         return np.maximum(np.broadcast_to(noise, (*batch, num_receivers)), floor)
-    left = energy - _square(whitened.fitted) - _square(whitened.beyond)
-    freedom = statistics.num_samples - whitened.fitted.shape[-1] - whitened.num_beyond
+    left, freedom = _leftover(statistics, whitened)
     if not np.all(freedom > 0):
         raise ValueError(
             f"{statistics.num_samples} pilots are too few to estimate the noise of these orders: pass noise_var"
         )
     total = np.sum(np.where(used, freedom, 0), axis=-1)
     return np.maximum(np.sum(np.where(used, left, 0.0), axis=-1) / np.maximum(total, 1), floor)
+
+
+def _leftover(statistics: PilotStatistics, whitened: _Whitened) -> tuple[NDArray, NDArray]:
+    """Energy (..., M_rx, M_tx) that the whole basis leaves, and its degrees of freedom (..., M_tx or 1)."""
+    left = statistics.energy - _square(whitened.fitted) - _square(whitened.beyond)
+    return left, statistics.num_samples - whitened.fitted.shape[-1] - whitened.num_beyond
+
+
+def _is_unexplained(statistics: PilotStatistics, whitened: _Whitened, noise: NDArray) -> NDArray:
+    """(..., M_tx) bool: what the whole basis leaves is more than noise of the given variance (..., M_rx)."""
+    left, freedom = _leftover(statistics, whitened)
+    # Rounding, where the signal is far above the noise.
+    left = np.maximum(left - 1e-13 * statistics.energy, 0.0)
+    total = np.sum(np.where(statistics.used, left / noise[..., None], 0.0), axis=-2)
+    freedom = freedom * np.count_nonzero(statistics.used, axis=-2)
+    return (freedom > 0) & (gammaincc(np.maximum(freedom, 1), total) < FALSE_ALARM)
 
 
 def _hears_nobody(fitted: NDArray, used: NDArray) -> NDArray:
@@ -278,7 +295,3 @@ def _square(values: NDArray) -> NDArray:
         "...d,...d->...", values.imag, values.imag
     )
 
-
-def memory_shape(fit: RawFit, depth: int) -> NDArray:
-    """Coefficients as (..., M_tx, P), or (..., M_tx, L, P) with memory."""
-    return unpack_memory(fit.coefficients, depth)

@@ -22,6 +22,8 @@ from .amplifier_model import amplify, fit_amplifier, polynomial
 # The table brings Newton's method close enough for its error to end at rounding in these steps.
 _NEWTON_STEPS = 5
 _START_POINTS = 512
+# A sample at the limit is not one that is clipped.
+_LIMIT_ROUNDING = 1e-12
 # Samples of the amplitudes to which indirect learning is fitted.
 _TRAINING_POINTS = 512
 
@@ -85,9 +87,9 @@ def predistort_and_count(x: ArrayLike, coefficients: ArrayLike, *, max_amplitude
     x, coefficients = np.asarray(x), _checked(coefficients)
     limit, reach = (value[..., None] for value in invertible_range(coefficients, max_amplitude=max_amplitude))
     amplitude = np.abs(x)
-    beyond = amplitude > reach
+    beyond = amplitude > reach * (1.0 + _LIMIT_ROUNDING)
     if np.any(beyond):
-        x = np.where(beyond, x * (reach / np.where(beyond, amplitude, 1.0)), x)
+        x = x * (np.where(beyond, reach, 1.0) / np.where(beyond, amplitude, 1.0))
         amplitude = np.minimum(amplitude, reach)
     power = _inverse_power(amplitude**2, coefficients, limit**2)
     return Predistorted(x / polynomial(power, coefficients), np.count_nonzero(beyond, axis=-1))
@@ -115,8 +117,8 @@ def apply_table(x: ArrayLike, table: PredistorterTable) -> Predistorted:
     """Samples (..., N) times the interpolated gain at their amplitude; clipped at the table's end, and counted."""
     x, top = np.asarray(x), table.max_amplitude[..., None]
     amplitude = np.abs(x)
-    beyond = amplitude > top
-    x = np.where(beyond, x * (top / np.where(beyond, amplitude, 1.0)), x)
+    beyond = amplitude > top * (1.0 + _LIMIT_ROUNDING)
+    x = x * (np.where(beyond, top, 1.0) / np.where(beyond, amplitude, 1.0))
     last = table.gains.shape[-1] - 1
     place = np.minimum(amplitude / top, 1.0) * last
     index = np.minimum(place.astype(np.intp), last - 1)
@@ -130,18 +132,21 @@ def apply_table(x: ArrayLike, table: PredistorterTable) -> Predistorted:
 def indirect_inverse(coefficients: ArrayLike, amplitudes: ArrayLike, *, order: int = 9) -> NDArray:
     """Polynomial predistorter b (..., order terms) of amplifiers (..., P) by indirect learning: u = amplify(x, b).
 
-    A post-distorter is fitted from the model's noiseless output back to its input, over the input amplitudes (N,) of
-    the data inside the invertible range, and moved in front. Unlike a fit to received samples it has no noise in its
-    regressors. It approximates the inverse that `predistort` has exactly; b is not normalised.
+    The polynomial from output back to input, fitted where the predistorted data are, is what the rounds of indirect
+    learning converge to. The output is the model's: unlike received samples it has no noise that would shrink the
+    coefficients. An approximation of the inverse that `predistort` has exactly; b is not normalised.
+
+    Parameters
+    ----------
+    coefficients : (..., P). amplitudes : (N,) of the data; those beyond the invertible range are left out.
+    order : of the predistorter, odd.
     """
     coefficients = _checked(coefficients)
-    limit = invertible_range(coefficients).input_amplitude[..., None]
+    reach = invertible_range(coefficients).output_amplitude[..., None]
     amplitudes = np.sort(np.asarray(amplitudes, float))
-    quantiles = np.interp(np.linspace(0.0, 1.0, _TRAINING_POINTS), np.linspace(0.0, 1.0, len(amplitudes)), amplitudes)
-    quantiles = np.broadcast_to(quantiles, (*coefficients.shape[:-1], _TRAINING_POINTS))
-    inside = quantiles <= limit
-    u = np.where(inside, quantiles, 0.0).astype(complex)
-    return fit_amplifier(amplify(u, coefficients), u, order=order)
+    wanted = np.interp(np.linspace(0.0, 1.0, _TRAINING_POINTS), np.linspace(0.0, 1.0, len(amplitudes)), amplitudes)
+    wanted = np.where(wanted <= reach, wanted, 0.0).astype(complex)
+    return fit_amplifier(wanted, predistort(wanted, coefficients), order=order)
 
 
 def _checked(coefficients: ArrayLike) -> NDArray:
