@@ -224,7 +224,7 @@ def test_refusal_is_where_predistortion_does_not_help():
         gains, s = np.exp(2j * np.pi * rng.uniform(size=(15, ports))), 10 ** (-snr_db / 10)
         y = gains[..., None] * dpd.amplify(pilots, c) + noise(rng, (15, ports, 100), s)
         found = dpd.identify_amplifiers(dpd.pilot_statistics(y, pilots), noise_var=s, amplitudes=amplitudes)
-        matrix, _ = bounds.predistorted_distortion(found.coefficients, amplitudes, 1.0)
+        matrix = bounds.predistorted_distortion(found.coefficients, amplitudes, 1.0)[0]
         actual = matrix[:, 0, 0].real * np.abs(found.coefficients[:, 1] - c[1]) ** 2
         shares.append(found.refused.mean())
         if snr_db >= 7.0:

@@ -195,6 +195,8 @@ def identify_amplifiers(
     if not min_improvement >= 1.0:
         raise ValueError(f"min_improvement = {min_improvement} must be at least 1")
     order = statistics.order if order is None else order
+    if order < 3:
+        raise ValueError(f"order = {order} must be at least 3: a linear amplifier has nothing to identify")
     fit = fit_statistics(statistics, order=order, combining=combining, coupling=coupling, noise_var=noise_var)
     if amplitudes is None:
         amplitudes = data_amplitudes(_DATA_POINTS, peak=statistics.peak, backoff_db=DATA_BACKOFF_DB)
@@ -232,7 +234,8 @@ def _judge(
 ) -> tuple[NDArray, NDArray, NDArray, NDArray]:
     """Distortion without and with predistortion, share of clipped amplitudes, and refusal, each (..., M_tx)."""
     kappa = fit.coefficients[..., 1:]
-    after, before = predistorted_distortion(fit.coefficients, amplitudes, peak)
+    after, before, reach = predistorted_distortion(fit.coefficients, amplitudes, peak)
+    reach = reach[..., None]
     covariance = np.where(np.isfinite(fit.covariance), fit.covariance, 0.0)
     remaining = np.einsum("...pq,...qp->...", after, covariance).real
     noise = np.einsum("...pq,...qp->...", before, covariance).real
@@ -240,7 +243,6 @@ def _judge(
     without = np.maximum(raw - noise, 0.0)
     refused = ~fit.heard | ~(without >= min_improvement * remaining) | (without <= 0.0)
     # Clipping beyond the invertible range must not cost more than the distortion that goes.
-    reach = invertible_range(fit.coefficients, max_amplitude=peak).output_amplitude[..., None]
     limited = np.minimum(amplitudes, reach) + 0j
     untouched = _distortion(amplitudes, amplify(amplitudes, fit.coefficients))
     worse = _distortion(amplitudes, limited) + remaining > untouched

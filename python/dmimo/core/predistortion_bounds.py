@@ -114,11 +114,13 @@ def distortion_matrix(wanted: ArrayLike, inputs: ArrayLike, terms: int) -> NDArr
     lies along x is removed, and the rest is relative to the power of x.
     """
     wanted, inputs = np.asarray(wanted, float), np.asarray(inputs)
-    basis = inputs[..., None] * np.abs(inputs)[..., None] ** (2 * np.arange(1, terms))
+    power = inputs.real**2 + inputs.imag**2
+    # A row for each term.
+    basis = np.stack(np.broadcast_arrays(*(inputs * power**p for p in range(1, terms))), axis=-2)
     energy = np.sum(wanted**2, axis=-1)
-    energy = np.where(energy > 0, energy, 1.0)[..., None]
-    basis = basis - wanted[..., None] * (np.einsum("...n,...np->...p", wanted, basis) / energy)[..., None, :]
-    return np.swapaxes(basis.conj(), -1, -2) @ basis / energy[..., None]
+    energy = np.where(energy > 0, energy, 1.0)[..., None, None]
+    basis = basis - (basis @ wanted[..., None] / energy) * wanted[..., None, :]
+    return basis.conj() @ np.swapaxes(basis, -1, -2) / energy
 
 
 def distortion_without(coefficients: ArrayLike, amplitudes: ArrayLike) -> NDArray:
@@ -141,20 +143,23 @@ def distortion_with(
     ----------
     coefficients : (..., P). covariance : (..., P - 1, P - 1). amplitudes : (N,). max_amplitude : (...).
     """
-    matrix, _ = predistorted_distortion(coefficients, amplitudes, max_amplitude)
+    matrix = predistorted_distortion(coefficients, amplitudes, max_amplitude)[0]
     return np.einsum("...pq,...qp->...", matrix, np.asarray(covariance)).real
 
 
 def predistorted_distortion(
     coefficients: ArrayLike, amplitudes: ArrayLike, max_amplitude: ArrayLike = np.inf
-) -> tuple[NDArray, NDArray]:
-    """`distortion_matrix` (..., P - 1, P - 1) with and without the predistorter, over amplitudes inside its range."""
+) -> tuple[NDArray, NDArray, NDArray]:
+    """`distortion_matrix` (..., P - 1, P - 1) with and without predistorter over amplitudes in its range, and its end.
+
+    The end (...) is the largest wanted amplitude that is not clipped.
+    """
     coefficients = np.asarray(coefficients, complex)
-    reach = invertible_range(coefficients, max_amplitude=max_amplitude).output_amplitude[..., None]
-    wanted = np.where(amplitudes <= reach, amplitudes, 0.0)
+    reach = invertible_range(coefficients, max_amplitude=max_amplitude).output_amplitude
+    wanted = np.where(amplitudes <= reach[..., None], amplitudes, 0.0)
     inputs = predistort(wanted, coefficients, max_amplitude=max_amplitude)
     terms = coefficients.shape[-1]
-    return distortion_matrix(wanted, inputs, terms), distortion_matrix(wanted, wanted, terms)
+    return distortion_matrix(wanted, inputs, terms), distortion_matrix(wanted, wanted, terms), reach
 
 
 def best_two_level_information(peak: float = 1.0) -> float:

@@ -115,7 +115,7 @@ def fit_statistics(
         noise_var=noise,
         num_receivers=num_receivers,
         deaf=deaf,
-        unexplained=_is_unexplained(statistics, whitened, noise) & (noise_var is not None),
+        unexplained=_is_unexplained(statistics, whitened, noise, noise_var is not None),
     )
 
 
@@ -176,8 +176,10 @@ def _leftover(statistics: PilotStatistics, whitened: _Whitened) -> tuple[NDArray
     return left, statistics.num_samples - whitened.fitted.shape[-1] - whitened.num_beyond
 
 
-def _is_unexplained(statistics: PilotStatistics, whitened: _Whitened, noise: NDArray) -> NDArray:
-    """(..., M_tx) bool: what the whole basis leaves is more than noise of the given variance (..., M_rx)."""
+def _is_unexplained(statistics: PilotStatistics, whitened: _Whitened, noise: NDArray, is_known: bool) -> NDArray:
+    """(..., M_tx) bool: what the whole basis leaves is more than noise of the known variance (..., M_rx)."""
+    if not is_known:
+        return np.zeros((*statistics.energy.shape[:-2], statistics.energy.shape[-1]), bool)
     left, freedom = _leftover(statistics, whitened)
     # Rounding, where the signal is far above the noise.
     left = np.maximum(left - 1e-13 * statistics.energy, 0.0)
