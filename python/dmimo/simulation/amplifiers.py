@@ -67,6 +67,8 @@ class Amplifiers:
 
     def limit(self, x: np.ndarray) -> np.ndarray:
         """Return x, complex (num_ports, num), with what is beyond saturation brought back to it; same dtype."""
+        if np.isinf(self.saturation).all():
+            return x
         level = self.saturation.astype(x.real.dtype)[:, None]
         over = np.abs(x) > level
         if not over.any():
