@@ -5,6 +5,12 @@ With the basis orthonormalised over the pilots (Q R = B) the statistics of a tra
 each receiver, :math:`A_i = g_i (R\theta)^T + n_i`, of rank one without noise. Its leading right singular vector gives
 :math:`R\theta` and hence :math:`\kappa` with nothing known about couplings or receivers, and attains the bound.
 
+Where it breaks: with strength :math:`\ell = \gamma |F|^2`, M receivers and D coefficients the variance has the factor
+:math:`1 + M / \ell` over the bound, and below :math:`\ell = \sqrt{M D}` the vector is noise. On a 4 x 25 array whose
+couplings span 35 dB, with 100 pilots, variance over bound was 1.01 from -20 dB SNR of the weakest coupling, 1.04 at
+-30 dB, 1.76 at -40 dB, and from -45 dB transmitters are missed. `heard` asks for three times that threshold, which
+noise alone passes in less than one of a thousand cases.
+
 References
 ----------
 Over-the-air DPD, eq. (10) to (14). Deviations: the paper averages after division by known couplings, where the unknown
@@ -244,7 +250,8 @@ def _to_coefficients(
     r"""Coefficients (..., D), covariance (..., D - 1, D - 1), and linear coefficient (...) of the unit direction v.
 
     With theta = T v a change :math:`\epsilon \perp v` moves :math:`\kappa = \theta_{1:} / \theta_0` by
-    :math:`(T_{1:} - \kappa T_0) \epsilon / \theta_0`; epsilon has the variance penalty / strength in each direction.
+    :math:`(T_{1:} - \kappa T_0) \epsilon / \theta_0`; epsilon has the variance penalty / strength in each direction. A
+    change along v moves nothing, as :math:`(T_{1:} - \kappa T_0) v = 0`.
     """
     powers = (to_powers @ direction[..., None])[..., 0]
     linear = powers[..., 0]
@@ -254,7 +261,6 @@ def _to_coefficients(
     coefficients = np.where(heard[..., None], powers / linear[..., None], 0.0)
     coefficients[..., 0] = 1.0
     slope = to_powers[..., 1:, :] - coefficients[..., 1:, None] * to_powers[..., :1, :]
-    slope = slope - (slope @ direction[..., None]) * direction[..., None, :].conj()
     variance = penalty / np.where(heard, strength, 1.0) / np.abs(linear) ** 2
     covariance = slope @ np.swapaxes(slope.conj(), -1, -2) * variance[..., None, None]
     return coefficients, np.where(heard[..., None, None], covariance, np.inf), linear

@@ -88,7 +88,8 @@ def pilot_statistics(
     ValueError
         If a shape does not fit, or pilots are not finite or all zero.
     """
-    y, pilots = np.asarray(y), np.asarray(pilots)
+    # In double precision: the noise is what a difference of energies leaves.
+    y, pilots = np.asarray(y, np.complex128), np.asarray(pilots, np.complex128)
     _check_shapes(y, pilots)
     terms = num_terms(order) + PROBE_TERMS
     largest = float(np.abs(pilots).max(initial=0.0))
@@ -97,7 +98,7 @@ def pilot_statistics(
     peak = largest if peak is None else float(peak)
     if not largest <= peak * (1.0 + 1e-12):
         raise ValueError(f"peak = {peak} must not be below the largest pilot, {largest}")
-    basis = legendre_basis(pilots.astype(complex), terms, memory_depth, peak)
+    basis = legendre_basis(pilots, terms, memory_depth, peak)
     y = y[..., memory_depth - 1 :]
     with np.errstate(invalid="ignore", over="ignore"):
         energy = np.einsum("...k,...k->...", y.real, y.real) + np.einsum("...k,...k->...", y.imag, y.imag)
