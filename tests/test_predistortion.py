@@ -46,7 +46,8 @@ def test_noiseless_coefficients_are_exact(combining, order):
     c[:, 0] = 1.0
     pilots = dpd.design_pilots(100, rng=rng)
     y = gains[..., None] * dpd.amplify(pilots, c)
-    y[np.arange(8), np.arange(8)] = np.nan
+    # The transmitter's own antenna is no receiver.
+    y[np.arange(8), np.arange(8)] = 1e3 * noise(rng, (8, 100))
     estimate = dpd.identify(y, pilots, order=order, combining=combining, coupling=h)
     assert estimate.shape == c.shape
     assert np.abs(estimate - c).max() < 1e-10
@@ -283,6 +284,22 @@ def test_saturated_receivers_are_left_out_or_at_least_noticed():
     assert aware.saturated.tolist() == [m == 3 for m in range(8)]
     assert not np.any(aware.receivers_disagree)
     assert np.all(np.abs(aware.coefficients[:, 1] - c[:, 1]) ** 2 < 16 * aware.covariance[:, 0, 0].real)
+
+
+def test_a_receiver_that_sees_a_slightly_different_amplifier_is_noticed():
+    rng = np.random.default_rng(15)
+    pilots, c, ports = dpd.design_pilots(100, rng=rng), np.array([1.0, -0.12 + 0.05j]), 200
+    gains, s = np.exp(2j * np.pi * rng.uniform(size=(7, ports))), 1e-3
+    equal = gains[..., None] * dpd.amplify(pilots, c) + noise(rng, (7, ports, 100), s)
+    # Energy of the difference over the noise: 60, where 18 degrees of freedom exceed 37 with a probability of 1e-4.
+    information = bounds.pilot_information(pilots, c)[0, 0].real
+    change = np.sqrt(60 * s / information / (1 - 1 / 7)) * pilots * np.abs(pilots) ** 2
+    other = equal.copy()
+    other[2] += gains[2][:, None] * change
+    flagged = [dpd.identify_amplifiers(dpd.pilot_statistics(y, pilots), noise_var=s).receivers_disagree.sum()
+               for y in (equal, other)]  # fmt: skip
+    assert flagged[0] <= 1
+    assert flagged[1] > 0.9 * ports
 
 
 def test_memory_that_no_order_explains_is_found_when_the_noise_is_known():

@@ -85,6 +85,28 @@ def test_predicted_distortion_is_that_of_samples_with_erring_coefficients():
     assert bounds.distortion_without(c, amplitudes) == pytest.approx(expected, rel=1e-9)
 
 
+def test_distortion_matrix_is_a_quadratic_form_without_the_gain():
+    rng = np.random.default_rng(4)
+    wanted = rng.uniform(size=50)
+    inputs = wanted * np.exp(2j * rng.uniform(size=50))
+    delta = rng.standard_normal(2) + 1j * rng.standard_normal(2)
+    error = delta @ np.stack([inputs * np.abs(inputs) ** 2, inputs * np.abs(inputs) ** 4])
+    error = error - wanted * np.sum(wanted * error) / np.sum(wanted**2)
+    matrix = bounds.distortion_matrix(wanted, inputs, 3)
+    expected = np.sum(np.abs(error) ** 2) / np.sum(wanted**2)
+    assert (delta.conj() @ matrix @ delta).real == pytest.approx(expected, rel=1e-12)
+
+
+def test_amplitudes_beyond_the_range_do_not_count():
+    c, covariance = np.array([1.0, -0.3 + 0.1j]), np.array([[1e-3]])
+    reach = dpd.invertible_range(c, max_amplitude=0.9).output_amplitude
+    amplitudes = np.linspace(0.01, 1.0, 80)
+    inside = amplitudes[amplitudes <= reach]
+    assert len(inside) < 70
+    expected = bounds.distortion_with(c, covariance, inside, max_amplitude=0.9)
+    assert bounds.distortion_with(c, covariance, amplitudes, max_amplitude=0.9) == pytest.approx(expected, rel=1e-12)
+
+
 def test_data_amplitudes_have_the_stated_back_off():
     amplitudes = dpd.data_amplitudes(200_000, peak=2.0, backoff_db=12.0)
     limited = 1 - np.exp(-(10**1.2))
