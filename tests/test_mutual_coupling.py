@@ -3,7 +3,7 @@
 
 import numpy as np
 import pytest
-from gnuradio.dmimo.core import bounds, metrics, reciprocity
+from gnuradio.dmimo.core import bounds, metrics, mutual_coupling, reciprocity
 from gnuradio.dmimo.core.amplifier_model import amplify
 from gnuradio.dmimo.core.graph import DisconnectedGraphError
 from gnuradio.dmimo.core.mutual_coupling import (
@@ -301,6 +301,12 @@ def test_knowing_the_coupling_is_no_help_where_both_directions_have_the_same_snr
     assert known < 0.99 * unknown
 
 
+def test_known_coupling_starts_at_the_solution_without_noise(monkeypatch):
+    gains, c, h = array_gains(np.random.default_rng(25), 2, 5, spread_db=6.0)
+    monkeypatch.setattr(mutual_coupling, "_MAX_STEPS", 1)
+    np.testing.assert_allclose(known_coupling(gains, h), c / c[0], rtol=1e-9)
+
+
 def test_known_coupling_meets_its_bound_with_unequal_noise_and_pilots():
     rng = np.random.default_rng(16)
     gains, c, h = array_gains(rng, 2, 5, spread_db=2.0)
@@ -401,6 +407,23 @@ def test_single_stage_meets_its_bound():
     linkwise = all_pairs(link_gains(y, pilots, order=3), noise_var=noise)
     alone = (np.abs(np.log(linkwise / (c / c[0]))) ** 2)[:, 1:].mean()
     assert alone > mean + 4 * error
+
+
+def test_single_stage_with_known_amplifiers_weighs_unequal_pilots_and_meets_the_bound_of_linear_ones():
+    rng = np.random.default_rng(24)
+    gains, c, _ = array_gains(rng, 2, 4)
+    own = np.hstack([np.ones((8, 1)), (-0.3 + 0.1j) * (1 + 0.2 * complex_normal(rng, 8, 1))])
+    pilots = np.array([1.0, 0.1] * 4)[:, None] * design_pilots(20, rng=rng)
+    noise = reference_snr(gains, 1.0) / 10
+    clean = received(rng, gains, own, pilots)
+    y = clean + np.sqrt(noise) * complex_normal(rng, 2000, *clean.shape)
+    squares = (np.abs(np.log(single_stage(y, pilots, coefficients=own) / (c / c[0]))) ** 2)[:, 1:].mean(axis=-1)
+    energy = np.sum(np.abs(amplify(pilots, own)) ** 2, axis=-1)
+    bound = np.diagonal(predicted_covariance(link_variance(gains, noise, energy)))[1:].mean()
+    mean, error = metrics.mean_and_standard_error(squares)
+    assert abs(mean / bound - 1) < 0.02 + 4 * error / bound
+    careless = np.abs(np.log(all_pairs(link_gains(y, pilots, coefficients=own)) / (c / c[0])))[:, 1:] ** 2
+    assert careless.mean() > mean + 8 * error
 
 
 def test_a_network_of_coupled_ports_with_amplifiers_is_calibrated_in_one_stage():
