@@ -98,14 +98,14 @@ class Amplifiers:
 def peak_amplitude(coefficients: Sequence[complex]) -> float:
     """Return the smallest amplitude u > 0 at which |sum_p a_p u^(2p + 1)| has a maximum; inf where it only rises.
 
-    With q = u^2 the output power is q |sum_p a_p q^p|^2, a polynomial; its derivative's sign changes are looked for.
+    With q = u^2 the output power is q |sum_p a_p q^p|^2, a polynomial that rises from zero to where its derivative first
+    vanishes.
     """
     a = np.asarray(coefficients, dtype=np.complex128)
     power = np.polynomial.Polynomial([0.0, *np.convolve(a, a.conj()).real])
     roots = power.deriv().roots()
-    real = np.sort(roots[(np.abs(roots.imag) < 1e-9 * np.abs(roots)) & (roots.real > 0.0)].real)
-    peaks = real[power.deriv(2)(real) < 0.0]
-    return float(np.sqrt(peaks[0])) if len(peaks) else np.inf
+    peaks = roots[(np.abs(roots.imag) < 1e-9 * np.abs(roots)) & (roots.real > 0.0)].real
+    return float(np.sqrt(peaks.min())) if len(peaks) else np.inf
 
 
 def third_order_fit(
