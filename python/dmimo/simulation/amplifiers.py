@@ -98,8 +98,8 @@ class Amplifiers:
 def peak_amplitude(coefficients: Sequence[complex]) -> float:
     """Return the smallest amplitude u > 0 at which |sum_p a_p u^(2p + 1)| has a maximum; inf where it only rises.
 
-    With q = u^2 the output power is q |sum_p a_p q^p|^2, a polynomial that rises from zero to where its derivative first
-    vanishes.
+    With q = u^2 the output power is q |sum_p a_p q^p|^2, a polynomial that rises from zero to where its derivative
+    first vanishes.
     """
     a = np.asarray(coefficients, dtype=np.complex128)
     power = np.polynomial.Polynomial([0.0, *np.convolve(a, a.conj()).real])
