@@ -248,6 +248,42 @@ def test_refusal_is_where_predistortion_does_not_help():
     assert np.all(kept.num_clipped[linear.refused] == 0)
 
 
+@pytest.mark.parametrize(("coefficients", "order"), [(GAN, 9), (np.array([1.0, -0.2]), 3), (np.array([1.0, 0.2j]), 3)])
+def test_predistorter_never_makes_things_worse_however_much_it_clips(coefficients, order):
+    rng = np.random.default_rng(16)
+    pilots = dpd.design_pilots(100, rng=rng)
+    statistics = dpd.pilot_statistics(noise(rng, (4, 1, 1)) * dpd.amplify(pilots, coefficients), pilots, order=order)
+    refused = []
+    for backoff_db in (-6.0, -3.0, 0.0, 3.0, 6.0, 9.0, 12.0):
+        amplitudes = dpd.data_amplitudes(500, backoff_db=backoff_db)
+        found = dpd.identify_amplifiers(statistics, amplitudes=amplitudes)
+        left = []
+        for inputs in (found.predistort(amplitudes[None] + 0j).samples[0], amplitudes):
+            output = dpd.amplify(inputs, coefficients)
+            gain = np.sum(output * amplitudes) / np.sum(amplitudes**2)
+            left.append(np.sum(np.abs(output - gain * amplitudes) ** 2) / np.sum(np.abs(gain * amplitudes) ** 2))
+        assert left[0] <= left[1] * (1 + 1e-6)
+        refused.append(bool(found.refused[0]))
+        reach = dpd.invertible_range(coefficients, max_amplitude=1.0).output_amplitude
+        assert found.clipped_share[0] == pytest.approx(np.mean(amplitudes > reach), abs=0.003)
+    assert not refused[-1]
+    # Amplitudes that are nearly all clipped do better with a soft amplifier.
+    assert refused[0] == (coefficients[1].real < 0.0)
+
+
+def test_distortion_without_predistortion_is_predicted_without_bias():
+    rng = np.random.default_rng(17)
+    pilots, c, amplitudes = dpd.design_pilots(100, rng=rng), np.array([1.0, -0.12 + 0.05j]), dpd.data_amplitudes(64)
+    gains, s = np.exp(2j * np.pi * rng.uniform(size=(15, 2000))), 10**-1.5
+    y = gains[..., None] * dpd.amplify(pilots, c) + noise(rng, (15, 2000, 100), s)
+    found = dpd.identify_amplifiers(dpd.pilot_statistics(y, pilots), noise_var=s, amplitudes=amplitudes)
+    truth = bounds.distortion_without(c, amplitudes)
+    # The error of kappa adds its own power, here 7 %; what the estimates scatter follows from the amplitude of kappa.
+    scatter = found.distortion_without.std() / np.sqrt(2000)
+    assert found.distortion_without.mean() == pytest.approx(truth, abs=4 * scatter)
+    assert 8 * scatter < np.mean(found.distortion_with) < 0.2 * truth
+
+
 @pytest.mark.parametrize("combining", ["svd", "average"])
 def test_dead_receivers_and_transmitters_are_flagged_and_do_no_harm(combining):
     rng = np.random.default_rng(12)
