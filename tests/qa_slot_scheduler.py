@@ -20,11 +20,11 @@ CONFIRMED = {"n1": 1, "n2": 1}
 class Bench:
     """A scheduler whose messages are recorded; the local clock is set by hand, device time is `ahead` of it."""
 
-    def __init__(self, monkeypatch, radios=("r1", "r2"), **options):
-        self.local_s = 100.0
+    def __init__(self, monkeypatch, radios=("r1", "r2"), schedule=SCHEDULE, **options):
+        self.local_s, self.ahead_s = 100.0, 3.0
         module = "gnuradio.dmimo.blocks.slot_scheduler"
         monkeypatch.setattr(f"{module}.time", SimpleNamespace(monotonic=lambda: self.local_s))
-        self.block = dmimo.slot_scheduler(SCHEDULE, radios=radios, samp_rate=RATE, confirmed=CONFIRMED, **options)
+        self.block = dmimo.slot_scheduler(schedule, radios=radios, samp_rate=RATE, confirmed=CONFIRMED, **options)
         self.published = []
         self.block.message_port_pub = lambda port, message: self.published.append(
             (pmt.symbol_to_string(port), message))
@@ -40,6 +40,7 @@ class Bench:
         self.block.handle_status(messages.encode(kind, **fields))
 
     def time(self, radio, ahead_s, count=1, delay_s=0.0):
+        self.ahead_s = ahead_s
         for _ in range(count):
             sample = round((self.local_s - delay_s + ahead_s) * RATE)
             self.status("radio_time", radio=radio, sample=sample)
@@ -53,8 +54,15 @@ class Bench:
             self.status("radio_begin", radio=radio, sample=sample, epoch=epoch)
 
     def ready(self):
+        """All nodes hold the schedule; and it is time for the first slot."""
         for node in SCHEDULE.nodes:
-            self.status("ready", node=node, hash=SCHEDULE.hash, **self.identity)
+            self.status("ready", node=node, hash=self.told("begin")[-1]["hash"], **self.identity)
+        self.wait_until(self.block.first_sample - 250)
+
+    def wait_until(self, sample):
+        """Let the local clock go on until the device time is this one."""
+        self.local_s = max(self.local_s, sample / RATE - self.ahead_s)
+        self.time("r1", self.ahead_s)
 
     @property
     def identity(self):
@@ -80,6 +88,29 @@ class Bench:
 
     def sent(self, node, sample, event="burst_ack", status="ok", **other):
         self.status("sent", node=node, port=0, sample=sample, event=event, status=status, **{**self.identity, **other})
+
+    def walk(self):
+        """A run without a hitch."""
+        self.ready()
+        for phase in ("open", "lock step"):
+            for _ in range(1 if phase == "open" else 2):
+                grants = self.granted()
+                self.received(grants)
+                for grant in grants:
+                    self.sent("n1" if phase == "open" else "n2", grant.start + SLOT)
+            self.end_phase(phase)
+
+    def watch(self, answering=SCHEDULE.nodes):
+        """As long passes as the watchdog waits; these nodes answer a query."""
+        queries = len(self.told("query"))
+        for _ in range(400):
+            for radio in ("r1", "r2"):
+                self.status("radio_time", radio=radio, sample=round((self.local_s + self.ahead_s) * RATE))
+            self.local_s += 0.05
+        self.block.handle_watchdog(pmt.PMT_T)
+        if len(self.told("query")) > queries:
+            for node in answering:
+                self.status("alive", node=node, **self.identity)
 
     def end_phase(self, phase):
         self.block.handle_product(messages.product_to_pmt(Product(phase, {}), **self.identity))
@@ -177,7 +208,38 @@ def test_an_epoch_that_ends_in_a_run_is_an_error_with_radio_and_reason(monkeypat
     with Bench(monkeypatch) as bench:
         bench.begin()
         bench.status("radio_epoch", radio="r2", epoch=11, reason="radio r2: gain of channel 1 changed")
-        assert bench.block.error == "radio r2: its epoch has ended: gain of channel 1 changed"
+        error = "radio r2: its epoch has ended: gain of channel 1 changed"
+        assert bench.block.error == error
+        for node in SCHEDULE.nodes:
+            bench.status("alive", node=node, **bench.identity)
+        bench.block.handle_product(messages.product_to_pmt(Product("open", {}), **bench.identity))
+        bench.block.handle_watchdog(pmt.PMT_T)
+        bench.status("radio_begin", radio="r2", sample=107_000, epoch=12)
+        assert "error" not in [port for port, _ in bench.published]
+        assert bench.block.error == error
+
+
+def test_a_radio_that_begins_anew_in_a_run_without_a_word_ends_it(monkeypatch):
+    with Bench(monkeypatch) as bench:
+        bench.begin()
+        bench.status("radio_begin", radio="r2", sample=107_000, epoch=9)
+        assert bench.block.error == "radio r2: its epoch has ended: it has begun anew"
+
+
+def test_the_cycle_of_radios_is_begun_again_for_so_long_from_their_first_sample_on(monkeypatch):
+    cycle = build_schedule(SCHEDULE.nodes, SLOT, [], [("open", 2, [Slot(0, "sound", ("n1",), (0, 0))] * 2)])
+    with Bench(monkeypatch, schedule=cycle, until_sample=50) as bench:
+        bench.begin()
+        bench.ready()
+        starts = []
+        while bench.block.error is None and not bench.block.finished_event.is_set():
+            grants = bench.granted()
+            starts.append(grants[0].start)
+            bench.received(grants)
+            for grant in grants:
+                bench.sent("n1", grant.start + SLOT)
+            bench.end_phase("open")
+        assert starts == [105_100, 105_120, 105_140]
 
 
 def test_runs_without_end_begin_anew_in_a_new_epoch_once_the_radio_streams_again(monkeypatch):
@@ -200,14 +262,7 @@ def test_runs_without_end_begin_anew_in_a_new_epoch_once_the_radio_streams_again
 def test_runs_without_end_carry_the_epoch_on(monkeypatch):
     with Bench(monkeypatch, runs=0) as bench:
         bench.begin()
-        bench.ready()
-        for phase in ("open", "lock step"):
-            for _ in range(1 if phase == "open" else 2):
-                grants = bench.granted()
-                bench.received(grants)
-                for grant in grants:
-                    bench.sent("n1" if phase == "open" else "n2", grant.start + SLOT)
-            bench.end_phase(phase)
+        bench.walk()
         assert [(begin["run"], begin["epoch"]) for begin in bench.told("begin")] == [(0, 9), (1, 9)]
 
 
@@ -220,6 +275,56 @@ def test_a_radio_that_falls_silent_with_its_nodes_is_named(monkeypatch):
             bench.time("r1", 3.0)
             bench.block.handle_watchdog(pmt.PMT_T)
         assert bench.block.error == "radio r2: no longer reports its time"
+
+
+def test_a_slot_is_released_shortly_before_its_lead_and_nobody_is_missed_till_then(monkeypatch):
+    with Bench(monkeypatch, runs=2, pause_samples=150_000) as bench:
+        bench.begin()
+        bench.walk()
+        first = 105_140 + 150_000
+        for node in SCHEDULE.nodes:
+            bench.status("ready", node=node, hash=SCHEDULE.hash, **bench.identity)
+        last = bench.granted()
+        while bench.local_s + bench.ahead_s < first / RATE - 20.5:
+            bench.watch()
+        assert bench.block.error is None
+        assert len(bench.told("query")) >= 3
+        bench.wait_until(first - 330)
+        assert bench.granted() == last
+        bench.wait_until(first - 300)
+        assert bench.granted() == [Grant(0, 0, first), Grant(1, 0, first + SLOT)]
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_node_that_does_not_answer_is_named_whether_slots_are_in_flight_or_held(monkeypatch, held):
+    with Bench(monkeypatch) as bench:
+        bench.begin(first=(999_000, 999_000) if held else (105_000, 104_000))
+        for node in SCHEDULE.nodes:
+            bench.status("ready", node=node, hash=SCHEDULE.hash, **bench.identity)
+        for _ in range(3):
+            assert bench.block.error is None
+            bench.watch(answering=["n1"])
+        assert bench.block.error.startswith("node n2 stopped answering")
+        assert ("before phase open" in bench.block.error) == held
+
+
+@pytest.mark.parametrize(("lead_s", "reactive_lead_s", "doubled_s"), [
+    (0.1, 0.6, 1.0), (3.0, 0.8, 1.6), (0.1, 2.5, 2.5)])
+def test_leads_are_doubled_up_to_a_second_or_what_was_asked_for(monkeypatch, lead_s, reactive_lead_s, doubled_s):
+    with Bench(monkeypatch, lead_s=lead_s, reactive_lead_s=reactive_lead_s) as bench:
+        bench.begin()
+        bench.ready()
+        first, second = bench.granted()
+        bench.received([first, second])
+        bench.sent("n1", first.start + SLOT)
+        bench.sent("n1", second.start + 2, "time_error", "too late")
+        bench.wait_until(bench.granted()[0].start)
+        (again,) = bench.granted()
+        bench.received([again])
+        bench.sent("n1", again.start + SLOT)
+        bench.end_phase("open")
+        now = round((bench.local_s + bench.ahead_s) * RATE)
+        assert bench.granted()[0].start - now == pytest.approx(doubled_s * RATE, abs=1)
 
 
 @pytest.mark.parametrize(("told", "error"), [

@@ -413,7 +413,7 @@ def test_a_slot_in_lock_step_that_is_received_badly_is_repeated_alone_and_only_i
 
 
 def test_what_is_said_of_bursts_before_an_attempt_was_released_is_not_about_it():
-    machine, actions = lock_step(reactive_lead_samples=1000)
+    machine, actions = lock_step(reactive_lead_samples=1000, early_samples=500)
     machine.time(10000)
     first, actions = received(machine, actions)
     machine.time(20000)
@@ -477,7 +477,7 @@ def test_slots_released_together_are_all_over_before_a_spoiled_phase_is_repeated
 
 
 def test_a_burst_that_is_refused_before_its_time_was_not_sent():
-    schedule, machine = make(windows=(2,), count=2, confirmed={"a": 1}, lead_samples=500)
+    schedule, machine = make(windows=(2,), count=2, confirmed={"a": 1}, lead_samples=500, early_samples=500)
     machine.time(1000)
     first, second = begin(schedule, machine)[0].grants
     for node in NODES:
@@ -489,17 +489,81 @@ def test_a_burst_that_is_refused_before_its_time_was_not_sent():
 
 def test_on_radios_the_pace_counts_from_when_a_phase_has_really_begun():
     schedule = cycled(paced=(0,))
-    machine = SlotScheduler(schedule, until_sample=6000, lead_samples=50, reactive_lead_samples=50)
-    actions, starts = machine.ready("ap1", schedule.hash), []
-    while not isinstance(actions[-1], Finished):
-        match actions[-1]:
-            case Release((grant,)):
+    machine = SlotScheduler(schedule, until_sample=6000, reactive_lead_samples=50, early_samples=20)
+    actions, starts, now, released = machine.ready("ap1", schedule.hash), [], 0, []
+    while not actions or not isinstance(actions[-1], Finished):
+        match actions:
+            case []:  # held
+                assert machine.holding
+                assert machine.timed_out() == []
+                now += 10
+                actions = machine.time(now)
+            case [Release((grant,))]:
                 starts.append(grant.start)
-                machine.time(5000 + 130 * len(starts))
+                released.append(now)
+                now = 5000 + 130 if len(starts) == 1 else grant.start + 80
+                assert machine.time(now) == []
                 actions = machine.acknowledge("ap1", [grant])
-            case PhaseDone(phase, _):
+            case [PhaseDone(phase, _)]:
                 actions = machine.produced(Product(phase, {}, pace_samples=1000))
-            case Publish(product):
+            case [Publish(product)]:
                 actions = machine.product_acknowledged("ap1", product.phase)
     # Start and cycle a, b, a, b: the first of a waits for the radios, the second for the pace.
-    assert starts == [0, 5180, 5310, 6180, 6280]
+    assert starts == [0, 5180, 5310, 6180, 6310]
+    assert released == [0, 5130, 5260, 6110, 6260]  # the lead before, and a little
+
+
+def test_a_slot_after_idle_samples_is_held_too_and_begins_when_it_was_to():
+    slots = [Slot(0, "sweep", ("a",), (0, 0), idle_samples=idle) for idle in (0, 3000)]
+    schedule = build_schedule(NODES, 100, [("phase0", 1, slots)])
+    machine = SlotScheduler(schedule, reactive_lead_samples=50, early_samples=10)
+    assert machine.time(1000) == []
+    (first,) = begin(schedule, machine)[0].grants
+    machine.acknowledge("a", [first])
+    assert machine.acknowledge("b", [first]) == []
+    assert machine.holding
+    assert machine.time(4089) == []
+    assert machine.time(4090) == [Release((Grant(1, 0, 4150),))]
+    assert not machine.holding
+    assert machine.time(9000) == []
+
+
+def test_a_node_that_stops_answering_while_a_phase_is_held_is_named():
+    schedule, machine = make(first_start=5000)
+    machine.time(0)
+    assert begin(schedule, machine) == []
+    assert machine.timed_out() == []
+    assert machine.timed_out({"b"}) == [Finished("node b stopped answering before phase phase0")]
+    assert not machine.holding
+
+
+def test_slots_in_flight_let_those_behind_them_be_released_ahead_of_time():
+    schedule, machine = make(windows=(2,), count=4, lead_samples=20)
+    machine.time(0)
+    first, second = begin(schedule, machine)[0].grants
+    for node in NODES:
+        actions = machine.acknowledge(node, [first])
+    assert actions[0].grants[0].start == 220
+
+
+def test_idle_samples_of_a_slot_come_before_it_in_every_attempt():
+    slots = [Slot(0, "sweep", ("a",), (0, 0), idle_samples=idle) for idle in (5, 0, 40)]
+    schedule = build_schedule(NODES, 100, [("phase0", 1, slots)])
+    machine = SlotScheduler(schedule)
+    seen, _ = complete(machine, begin(schedule, machine), lambda g: "lost" if (g.slot, g.attempt) == (2, 0) else "ok")
+    assert [grant.start for grant in seen] == [5, 105, 245, 385]
+
+
+def test_each_lock_step_phase_may_be_repeated_as_often_as_the_one_before():
+    schedule, machine = make(windows=(1, 1), count=1, max_attempts=2, confirmed={"a": 1})
+    actions = begin(schedule, machine)
+    for phase in ("phase0", "phase1"):
+        grant, actions = received(machine, actions)
+        actions = machine.sent("a", 0, grant.start + 3, "underflow")
+        grant, _ = received(machine, actions)
+        (done,) = machine.sent("a", 0, grant.start + 100)
+        assert done == PhaseDone(phase, (grant,))
+        machine.produced(Product(phase, {}))
+        machine.product_acknowledged("a", phase)
+        actions = machine.product_acknowledged("b", phase)
+    assert actions == [Finished(None)]

@@ -16,7 +16,8 @@ from .lean import lean_message_block
 
 CONTROL, PHASES, FINISHED = (pmt.intern(name) for name in ("control", "phases", "finished"))
 WATCHDOG = pmt.intern("watchdog")
-MAX_LEAD_S = 1.0
+MAX_LEAD_S = 1.0  # of late bursts; what is asked for may be more
+EARLY_S = 0.2  # more than the lead: the time of a radio comes every 50 ms, and messages take time
 SILENCE_S = 2.0  # without the time of a radio, which comes every 50 ms
 TOO_LATE = "time_error"  # UHD's name of a burst that came after its time
 
@@ -29,8 +30,9 @@ class slot_scheduler(lean_message_block):
 
     The run begins when the flowgraph starts. With `radios` (`usrp_array`, under these names) it waits for all of them
     to report their time, tells each by how many whole seconds to shift it, so that all have the time of the latest, and
-    begins when the streams of all run. Slots then begin a lead after their release, by the radios' own time; a burst
-    that comes too late doubles the lead, up to a second. Where a radio's epoch ends, through a retune for example, the
+    begins when the streams of all run. Slots then begin a lead after their release, by the radios' own time; those that
+    are to begin later are released shortly before the lead. A burst that comes too late doubles the lead, up to a
+    second or what was asked for. Where a radio's epoch ends, through a retune for example, the
     run ends with an error; runs that go on until they are stopped begin anew. In a simulation nothing but the watchdog
     depends on a clock.
 
@@ -167,12 +169,14 @@ class slot_scheduler(lean_message_block):
 
     def _tell_time(self) -> None:
         """Tell the machine what time it is on the radios."""
-        if self._began and self._radios is not None:
-            self._machine.time(self._radios.now(time.monotonic()))
+        if self._began and self._radios is not None and not self._machine.finished:
+            self._act(self._machine.time(self._radios.now(time.monotonic())))
 
     @guarded
     def handle_status(self, message):
         """A node or radio has answered; anything that is no status message is an error of a block."""
+        if self._machine.finished:
+            return
         kind = messages.kind(message)
         if kind.startswith("radio_"):
             self._radio_status(kind, message)
@@ -209,6 +213,7 @@ class slot_scheduler(lean_message_block):
         elif kind == "radio_time":
             self._radios.report(radio, messages.get(message, "sample"), time.monotonic())
             self._align()
+            self._tell_time()
         elif kind == "radio_begin":
             if self._began:
                 self._interrupt(radio, "it has begun anew")
@@ -311,5 +316,6 @@ def _leads(samp_rate: float | None, lead_s: float, reactive_lead_s: float) -> di
         raise ValueError(f"samp_rate = {samp_rate}: must be positive with radios")
     if min(lead_s, reactive_lead_s) < 0:
         raise ValueError(f"lead_s = {lead_s}, reactive_lead_s = {reactive_lead_s}: must not be negative")
-    seconds = {"lead_samples": lead_s, "reactive_lead_samples": reactive_lead_s, "max_lead_samples": MAX_LEAD_S}
+    seconds = {"lead_samples": lead_s, "reactive_lead_samples": reactive_lead_s, "early_samples": EARLY_S,
+               "max_lead_samples": max(MAX_LEAD_S, lead_s, reactive_lead_s)}
     return {key: round(value * samp_rate) for key, value in seconds.items()}

@@ -69,13 +69,16 @@ class SlotScheduler:
         How long before its start a slot of an open-loop and of a lock-step phase is released, where the `time` is told.
     max_lead_samples : int
         Up to which both are doubled when a burst came too late.
+    early_samples : int
+        How much longer than that before its start a slot may be released where the `time` is told and nothing is in
+        flight. Slots that begin later, of a paced phase for example, are held until then.
 
     Every event method returns the actions to carry out, in order. After `Finished` all events are ignored.
     """
 
     def __init__(self, schedule: Schedule, *, max_attempts: int = 3, first_start: int = 0, guard_samples: int = 0,
                  until_sample: int = 0, confirmed: Mapping[str, int] | None = None, lead_samples: int = 0,
-                 reactive_lead_samples: int = 0, max_lead_samples: int = 0):
+                 reactive_lead_samples: int = 0, max_lead_samples: int = 0, early_samples: int = 0):
         if max_attempts < 1:
             raise ValueError(f"max_attempts = {max_attempts}: must be at least 1")
         if min(lead_samples, reactive_lead_samples) < 0:
@@ -95,7 +98,9 @@ class SlotScheduler:
         self._confirmations = Confirmations(confirmed or {}, schedule.slot_samples)
         self._spoiled: dict[int, dict[str, str]] = {}  # bursts not sent in a lock-step phase, by slot and port
         self._leads, self._max_lead = (reactive_lead_samples, lead_samples), max_lead_samples
+        self._early = early_samples
         self._now: int | None = None
+        self._held_until: int | None = None  # when the next slot is released
         self._lead_known_at = first_start
         self._failures: dict[int, dict[str, str]] = {}  # what went wrong in them, by slot and node
         self._attempts: dict[int, int] = {}
@@ -175,13 +180,27 @@ class SlotScheduler:
     def _in_lock_step(self) -> bool:
         return self.phase is not None and self.phase.window == 1
 
-    def time(self, sample: int) -> None:
+    @property
+    def holding(self) -> bool:
+        """Whether the next slot begins so late that it is not released yet: until then nothing is awaited."""
+        return self._held_until is not None and not self.finished
+
+    def time(self, sample: int) -> list[Action]:
         """It is this absolute sample on the radios: no slot that is released from now on begins before the lead."""
         self._now = sample
+        return self._advance() if self.holding and sample >= self._held_until else []
 
-    def _keep_lead(self) -> None:
+    def _keep_lead(self, idle_samples: int = 0) -> None:
+        """Begin late enough for a slot with so many idle samples before it."""
         if self._now is not None:
-            self._next_start = max(self._next_start, self._now + self.lead_samples)
+            self._next_start = max(self._next_start, self._now + self.lead_samples - idle_samples)
+
+    def _hold(self, start: int) -> bool:
+        """Whether it is too early to release a slot that begins then."""
+        release = start - self.lead_samples - self._early
+        hold = self._now is not None and not self._pending and self._now < release
+        self._held_until = release if hold else None
+        return hold
 
     def _settle(self, over: set[Grant]) -> list[Action]:
         """Go on where nothing more is awaited of these attempts."""
@@ -226,6 +245,8 @@ class SlotScheduler:
         if self.finished:
             return []
         silent = sorted(silent)
+        if self.holding:
+            return self._finish(f"{_names(silent)} stopped answering before phase {self.phase.name}") if silent else []
         if self._waiting_ready:
             return self._finish(f"no ready message from {_names(silent or self._waiting_ready)}")
         if self._pending or self._confirmations.awaited:
@@ -311,7 +332,10 @@ class SlotScheduler:
             return []
         if self._in_lock_step:
             room = self._num_joined()
-        self._keep_lead()
+        idle = self._schedule.slots[self._queue[0]].idle_samples
+        if self._hold(self._next_start + idle):
+            return []
+        self._keep_lead(idle)
         grants = tuple(map(self._grant, self._queue[:room]))
         del self._queue[:room]
         self._await(grants)
