@@ -2,9 +2,10 @@
 """`dmimo sync` as a user meets it: files, exit codes, one-line errors."""
 
 import json
+import runpy
 
 import pytest
-from gnuradio.dmimo import testbed
+from gnuradio.dmimo import flowgraphs, testbed
 from gnuradio.dmimo.synchronization_assembly import SETTLING
 from qa_apps import ROOT, dmimo
 
@@ -72,6 +73,22 @@ def test_usage_errors_of_sync_are_one_line_and_exit_code_2(arguments, tmp_path):
     done = dmimo("sync", DRIFT, *arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+@pytest.mark.parametrize(("arguments", "limit_s"), [([], 3660.0), (["--duration", "86400"], 90000.0),
+                                                    (["--duration", "86400", "--timeout", "7"], 7.0)])
+def test_a_long_duration_is_not_cut_off_unless_a_timeout_says_so(tmp_path, monkeypatch, arguments, limit_s):
+    app = runpy.run_path(str(ROOT / "apps" / "dmimo"), run_name="app")
+    limits = []
+
+    def run(*_, timeout_s, **__):
+        limits.append(timeout_s)
+        raise InterruptedError
+
+    monkeypatch.setattr(flowgraphs, "run", run)
+    with pytest.raises(InterruptedError):
+        app["sync"].main([str(DRIFT), "--output", str(tmp_path), *arguments], standalone_mode=False)
+    assert limits == [pytest.approx(limit_s)]
 
 
 def test_follower_that_hears_nothing_ends_with_exit_code_1_and_its_name(tmp_path):
