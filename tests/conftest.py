@@ -20,7 +20,7 @@ MODULES = subprocess.run([ROOT / "scripts" / "source-path"], check=True, capture
 sys.path.insert(0, MODULES)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [MODULES, os.environ.get("PYTHONPATH")]))
 
-COLLECTED_EVERY = 8
+COLLECTED_EVERY = 2
 _tests = itertools.count(1)
 
 

@@ -230,7 +230,8 @@ def test_boards_of_one_radio_are_looked_for_one_by_one(given, each):
 def test_every_device_gets_advice_in_whole_sentences(kind):
     texts = [fixes.not_opened(kind), fixes.refused(kind), fixes.reference("external", kind), fixes.performance(kind),
              fixes.reference("gpsdo", kind), fixes.common_time(kind), fixes.synthesizers(kind), fixes.timed_tune(kind),
-             fixes.not_in_time(kind), fixes.not_found(f"type={kind}"), *(fixes.phase(q, kind) for q in (None, *QUANTA))]
+             fixes.not_in_time(kind), fixes.not_found(f"type={kind}"), *(fixes.phase(q, kind) for q in QUANTA),
+             fixes.undecided(True), fixes.undecided(False)]
     for text in texts:
         assert text.endswith((".", "?")), text
         assert "  " not in text

@@ -22,6 +22,8 @@ UPLINK = "ul_"
 """Prefix of the phases in which the UEs send together."""
 UE = "ue_"
 """Prefix of the UEs' set in the calibration product."""
+SHARED_CFO_HZ = 0.1
+"""Difference that is allowed for between carriers made from one reference."""
 
 
 class Bidirectional:
@@ -55,7 +57,13 @@ class Bidirectional:
             lead_samples=slots.lead_samples, advance_samples=self._layout.advance_samples,
             latency_samples=self._layout.latency_samples, receive_delay_samples=slots.receive_delay_samples,
             form=settings.form, fade_limit_db=settings.fade_limit_db, max_delay_s=settings.max_delay_s,
-            max_cfo_hz=settings.max_cfo_hz, center_freq=bed.center_freq, linewidth_hz=settings.linewidth_hz)
+            max_cfo_hz=self._max_cfo_hz, center_freq=bed.center_freq, linewidth_hz=settings.linewidth_hz)
+
+    @property
+    def _max_cfo_hz(self) -> float | None:
+        """As the testbed says; where it does not, radios that share a reference do not differ."""
+        shared = self._bed.frontend == "usrp" and self._bed.usrp.shares_reference
+        return SHARED_CFO_HZ if shared and self._settings.max_cfo_hz is None else self._settings.max_cfo_hz
 
     @property
     def beams_from(self) -> str | None:

@@ -34,12 +34,17 @@ def check(document: Document, testbed: Testbed) -> None:
 
 def _check_radios(document: Document, testbed: Testbed) -> None:
     first: dict[str, int] = {}
+    args: dict[str, str] = {}
     for index, radio in enumerate(testbed.usrp.radios):
         path: KeyPath = ("usrp", "radios", index)
         if radio.name in first:
             line = document.line(("usrp", "radios", first[radio.name]))
             raise document.error((*path, "name"), f"value {radio.name}: must be unique; first on line {line}")
         first[radio.name] = index
+        other = args.setdefault(radio.args.replace(" ", ""), radio.name)
+        if other != radio.name:
+            raise document.error((*path, "args"), f"value {show(radio.args)}: the same as of {other}, so that both are "
+                                 "one device; needed: a serial or address of its own")
         if radio.time_source == INTERNAL and len(testbed.usrp.radios) > 1:
             raise document.error((*path, "time_source"), "value internal: several radios need a common PPS")
 

@@ -27,6 +27,10 @@ class Run:
     end_sample: int
     first_sample: int = 0
 
+    def time_s(self, sample: int) -> float:
+        """Network time of a sample since the run's first slot [s]."""
+        return (sample - self.first_sample) / self.assembly.testbed.samp_rate
+
     @property
     def estimate(self) -> SweepCalibration | SideCalibration | None:
         """Calibration of the access points by beam sweep or bidirectional exchange, None without one."""
@@ -63,7 +67,7 @@ def report(run: Run) -> dict[str, object]:
         "version": __version__,
         "testbed": testbed.to_dict(bed),
         "slots": run.releases,
-        "duration_s": (run.end_sample - run.first_sample) / bed.samp_rate,
+        "duration_s": run.time_s(run.end_sample),
         "pilot_samples": bed.slots.pilot_samples,
         **({} if run.network is None else {"snr_db_per_sample": bed.noise.snr_db}),
     }
@@ -74,7 +78,7 @@ def report(run: Run) -> dict[str, object]:
     if run.estimate is not None:
         content |= _calibration(run, run.estimate)
     if "bidirectional" in run.collectors:
-        content |= reports_bidirectional.content(run.assembly, run.network, run.collectors)
+        content |= reports_bidirectional.content(run.assembly, run.network, run.collectors, run.time_s)
     verified = getattr(run.collectors.get("verifier"), "history", None)
     if verified and "bidirectional" not in run.collectors:
         content |= _gains(run, verified) if run.assembly.protocol == "sync" else _last(verified)
@@ -104,7 +108,7 @@ def _calibration(run: Run, estimate: SweepCalibration | SideCalibration) -> dict
 
 def _synchronization(run: Run) -> dict[str, object]:
     """History of the synchronisation; `true_error_deg` is what the correction leaves of the phase at its sample."""
-    rate, plan = run.assembly.testbed.samp_rate, run.assembly.synchronization.plan
+    plan = run.assembly.synchronization.plan
     entries = []
     for entry in run.synchronisations:
         followers = {}
@@ -113,7 +117,7 @@ def _synchronization(run: Run) -> dict[str, object]:
         if entry["phase"] == PHASE and run.network is not None:
             for name, error in true_phase_errors(run, entry["sample"], entry["followers"]).items():
                 followers[name]["true_error_deg"] = float(np.degrees(error))
-        entries.append({"phase": entry["phase"], "time_s": entry["sample"] / rate, "followers": followers})
+        entries.append({"phase": entry["phase"], "time_s": run.time_s(entry["sample"]), "followers": followers})
     rounds = [entry for entry in entries if entry["phase"] == PHASE]
     timing = run.collectors["beamsync"].members.get("timing")
     late, exceeded = (sum(bool(entry.get(key)) for entry in run.synchronisations) for key in ("late", "exceeded"))
@@ -122,7 +126,7 @@ def _synchronization(run: Run) -> dict[str, object]:
                             "clock_offset_std_samples": float(values["offset_std_samples"][k]),
                             "frequency_hz": float(values["frequency_hz"][k]), "trusted": bool(values["trusted"][k])}
                      for k, name in enumerate(plan.followers)}
-        time_s = int(values["reference_samples"].max()) / rate
+        time_s = run.time_s(int(values["reference_samples"].max()))
         entries.append({"phase": phase, "time_s": time_s, "followers": followers})
     entries.sort(key=lambda entry: entry["time_s"])
     intervals = np.diff([entry["time_s"] for entry in rounds])
@@ -179,12 +183,12 @@ def _turn(run: Run, correction: Mapping[str, float], sample: int) -> float:
 
 def _gains(run: Run, watches: Sequence[Mapping[str, object]]) -> dict[str, object]:
     """Gains over time, and their averages over time as ratios of mean powers."""
-    rate = run.assembly.testbed.samp_rate
     done = [entry for entry in run.synchronisations if entry["phase"] == PHASE]
     samples = np.array([entry["sample"] for entry in done])
     points = []
     for watch in watches:
-        point = {"time_s": watch["sample"] / rate, **{key: watch[key] for key in ("coherent_gain_db", "ideal_gain_db")}}
+        point = {key: watch[key] for key in ("coherent_gain_db", "ideal_gain_db")}
+        point["time_s"] = run.time_s(watch["sample"])
         if run.network is not None:
             corrections = done[int(np.searchsorted(samples, watch["sample"])) - 1]["followers"]
             errors = list(true_phase_errors(run, watch["sample"], corrections).values())

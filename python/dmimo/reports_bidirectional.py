@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a report says of a bidirectional run: patterns, links, the UEs' set, and joint transmissions of both sides."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -20,10 +20,11 @@ def exchange(collectors: Mapping[str, Collector]) -> BidirectionalCollector:
     return collectors["bidirectional"].members["exchange"]
 
 
-def content(assembly: Assembly, network: Network | None, collectors: Mapping[str, Collector]) -> dict[str, object]:
-    """Keys of report.json beside those of the access points' calibration."""
-    member, plan, rate = exchange(collectors), assembly.bidirectional.plan, assembly.testbed.samp_rate
-    patterns = [_pattern(plan, network, entry, rate) for entry in member.history]
+def content(assembly: Assembly, network: Network | None, collectors: Mapping[str, Collector],
+            time_s: Callable[[int], float]) -> dict[str, object]:
+    """Keys of report.json beside those of the access points' calibration; `time_s` gives the time of a sample."""
+    member, plan = exchange(collectors), assembly.bidirectional.plan
+    patterns = [_pattern(plan, network, entry, time_s(entry["sample"])) for entry in member.history]
     out: dict[str, object] = {"patterns": patterns, "doubts": list(member.doubts)}
     known = [entry for entry in patterns if "trp_phase_deg" in entry]
     if known:
@@ -39,16 +40,16 @@ def content(assembly: Assembly, network: Network | None, collectors: Mapping[str
     for name, key in (("verifier", ""), ("uplink_verifier", "uplink")):
         watches = getattr(collectors.get(name), "history", [])
         if watches:
-            gains = _gains(watches, rate)
+            gains = _gains(watches, time_s)
             out["doubts"] += gains.pop("doubts")
             out |= {key: gains} if key else gains
     return out
 
 
 def _pattern(plan: BidirectionalPlan, network: Network | None, entry: Mapping[str, object],
-             rate: float) -> dict[str, object]:
+             time_s: float) -> dict[str, object]:
     """One phase of a pattern, with the errors of all phases against the truth where it is known."""
-    out = {"phase": entry["phase"], "time_s": entry["sample"] / rate, "event": entry["event"]}
+    out = {"phase": entry["phase"], "time_s": time_s, "event": entry["event"]}
     if "reasons" in entry:
         return out | {"reasons": entry["reasons"]}
     truth = None if network is None else network.true_calibration(entry["sample"])
@@ -83,12 +84,12 @@ def _side(assembly: Assembly, network: Network | None, side, names: Sequence[str
     }
 
 
-def _gains(watches: Sequence[Mapping[str, object]], rate: float) -> dict[str, object]:
+def _gains(watches: Sequence[Mapping[str, object]], time_s: Callable[[int], float]) -> dict[str, object]:
     """Mean gains of all patterns, as ratios of mean powers, and of each pattern."""
     out: dict[str, object] = {f"{key}_db": _mean_db([watch.get(f"{key}_db") for watch in watches]) for key in GAINS}
     if None not in (out["ideal_gain_db"], out["coherent_gain_db"]):
         out["loss_db"] = out["ideal_gain_db"] - out["coherent_gain_db"]
-    out["watches"] = [{"time_s": watch["sample"] / rate, **{f"{key}_db": watch.get(f"{key}_db") for key in GAINS}}
+    out["watches"] = [{"time_s": time_s(watch["sample"]), **{f"{key}_db": watch.get(f"{key}_db") for key in GAINS}}
                       for watch in watches]
     rows = [watch["cooperation"] for watch in watches if watch.get("cooperation")]
     if rows:

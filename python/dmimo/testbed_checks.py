@@ -160,6 +160,8 @@ def _check_frontend(document: Document, testbed: Testbed) -> None:
 
 def _check_reference(document: Document, path: KeyPath, name: str | None, nodes: Sequence[Node]) -> None:
     names = [node.name for node in nodes]
+    if name is None and not names:
+        raise document.error(path[:1], "the testbed has no user terminal; required: a node with kind: ue")
     if name not in names:
         close = difflib.get_close_matches(str(name), names, n=1)
         hint = f"did you mean {close[0]}? " if close else ""

@@ -14,7 +14,7 @@ from ..blocks import messages
 from ..blocks.burst_receiver import burst_receiver
 from ..blocks.burst_transmitter import burst_transmitter
 from ..blocks.lean import lean_message_block, lean_sync_block
-from ..blocks.timetags import RX_TIME, sample_from_pmt, time_to_pmt
+from ..blocks.timetags import RX_TIME, nearest_from_pmt, time_to_pmt
 from ..blocks.usrp_array import usrp_array
 from ..protocols.slots import Grant
 from ..radio_settings import RadioSettings
@@ -98,7 +98,7 @@ class gap_counter(lean_sync_block):
         """Look at the tags of these samples."""
         count = len(input_items[0])
         for tag in self.get_tags_in_window(0, 0, count, RX_TIME):
-            sample = sample_from_pmt(tag.value, self._rate)
+            sample = nearest_from_pmt(tag.value, self._rate)
             if self._last is None:
                 self.first = sample
             else:
@@ -223,6 +223,7 @@ class Bench:
         first_event = len(self.mailbox.events)
         offset = max(self.radio.now() - time.monotonic() for _ in range(5))
         begin = time.monotonic() + 0.02
+        first_start = int((begin + offset + lead_s) * self.rate)
         for index in range(count):
             wait_s = begin + index * spacing_s - time.monotonic()
             if wait_s > 0:
@@ -232,7 +233,9 @@ class Bench:
                 self.send(name, start, np.zeros((len(ports), num_samples), np.complex64))
         expected = count * len(self.ports)
         self.mailbox.wait(lambda: self.num_answers(first_event) >= expected, lead_s + ANSWER_S)
-        return self.mailbox.events[first_event:]
+        # What is told late of bursts before these does not count.
+        return [event for event in self.mailbox.events[first_event:]
+                if event.sample is None or event.sample >= first_start]
 
     def num_answers(self, first_event: int) -> int:
         """How many bursts' ends have been told, of each port, from an event on."""

@@ -98,8 +98,8 @@ def synthesizers(kind: str) -> str:
     """A synthesizer does not lock, or the directions are at different frequencies."""
     return _join(
         "Not locked: is center_freq within the range of the board (uhd_usrp_probe), and the reference locked? A longer "
-        "usrp.settle_s gives it more time. Unequal frequencies: choose center_freq and radio.lo_offset_hz so that both "
-        "directions can take it exactly, such as multiples of 1 MHz.",
+        "usrp.settle_s gives it more time. Another carrier than the synthesizers can make, or "
+        "unequal ones: choose a rounder center_freq, such as a multiple of 1 MHz.",
         {"b200": "On a B2xx the two channels of a direction share one synthesizer: equal center_freqs."}.get(kind, ""))
 
 
@@ -160,10 +160,14 @@ def timed_tune(kind: str) -> str:
                 "usrp.settle_s above the time given here.")
 
 
-def phase(quantum_deg: int | None, kind: str) -> str:
+def undecided(noisy: bool) -> str:
+    """The retunes do not tell whether the phase comes back."""
+    return "Measure again with more --retunes" + (
+        " and more signal: higher gains or nearer antennas." if noisy else ": these few may be either.")
+
+
+def phase(quantum_deg: int, kind: str) -> str:
     """The phase does not come back after a retune."""
-    if quantum_deg is None:
-        return "Measure again with more --retunes, and with more signal: higher gains or nearer antennas."
     return _join(
         "A calibration is good until the next retune, start or gain change. Runs of dmimo begin a new epoch each time, "
         "measure anew and refuse calibrations of another epoch; do the same in your own flowgraphs.",

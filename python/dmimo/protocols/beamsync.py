@@ -296,7 +296,7 @@ class FollowerRole(_SyncRole):
         return float((np.sum(np.abs(received) ** 2) - explained - noise) / explained)
 
     def _phase_results(self, sample: int) -> dict[str, object]:
-        measured, self._measured = list(self._measured.values()), {}
+        measured, self._measured = sorted(self._measured.values(), key=itemgetter(0)), {}
         plan = self._plan
         applied, duration = False, plan.burst.num_samples / plan.samp_rate
         at, measured_phase, measured_std = sample, np.nan, np.inf

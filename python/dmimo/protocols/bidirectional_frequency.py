@@ -32,7 +32,9 @@ def exchange_frequencies(plan: BidirectionalPlan, csi: Csi, read: Coefficients, 
     Raises
     ------
     UnknownFrequenciesError
-        If the links with a frequency that can be trusted do not join all nodes.
+        If the links with a frequency that can be trusted do not join all nodes, or the soundings came too far apart to
+        tell the frequencies that the plan expects from others: on radios, where a slot that was late has lengthened the
+        exchange.
     """
     count_trp, count_ue = plan.down.mapping.pilots_per_port, plan.up.mapping.pilots_per_port
     # 1 / (1 / C) is C again, its variance grows with the fourth power. Links without a coefficient say nothing by it.
@@ -51,6 +53,7 @@ def exchange_frequencies(plan: BidirectionalPlan, csi: Csi, read: Coefficients, 
             _group(plan, here, (csi.h, read.again.h), (csi.h_time, read.again.h_time), -1.0),
             _group(plan, here, gains[..., None], (read.trp_time, read.ue_time.T), 2.0, noise),
         ]
+        _check_spacing(plan, groups)
         for part, values in zip(parts, link_frequency(groups, linewidth_hz=2.0 * plan.linewidth_hz), strict=True):
             part[here] = values
     # Leakage and echoes beyond the prefix are the same in both soundings: their residual does not show them.
@@ -65,6 +68,14 @@ def exchange_frequencies(plan: BidirectionalPlan, csi: Csi, read: Coefficients, 
             f"too weak, or oscillators differ by more than the {plan.unambiguous_cfo_hz:.0f} Hz that an exchange can "
             "tell"
         ) from None
+
+
+def _check_spacing(plan: BidirectionalPlan, groups: list[Soundings]) -> None:
+    closest_s = min(abs(group.turns) * np.ptp(group.times_s) for group in groups)
+    if plan.max_cfo_hz is not None and plan.max_cfo_hz * closest_s > 0.5:
+        raise UnknownFrequenciesError(
+            f"soundings came {closest_s:.3g} s apart, which tells oscillators apart that differ by up to "
+            f"{0.5 / closest_s:.3g} Hz, and not up to max_cfo_hz = {plan.max_cfo_hz:g}")
 
 
 def least_std(csi: Csi) -> np.ndarray:
