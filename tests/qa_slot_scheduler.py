@@ -1,121 +1,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The scheduler block with radios that are nothing but messages: common time, begin, leads, epochs."""
-
-from types import SimpleNamespace
+"""The scheduler block with radios that are nothing but messages: common time, begin, leads, silence."""
 
 import pmt
 import pytest
 from gnuradio import dmimo, gr
 from gnuradio.dmimo.blocks import messages
-from gnuradio.dmimo.protocols.slots import Grant, Product, Slot, build_schedule
+from gnuradio.dmimo.protocols.slots import Grant, Slot, build_schedule
 from graph import message_sink, message_source
-
-RATE = 1000.0
-SLOT = 10
-SCHEDULE = build_schedule(("n1", "n2"), SLOT, [
-    ("open", 2, [Slot(0, "sound", ("n1",), (0, 0))] * 2), ("lock step", 1, [Slot(0, "sound", ("n2",), (0, 0))] * 2)])
-CONFIRMED = {"n1": 1, "n2": 1}
-
-
-class Bench:
-    """A scheduler whose messages are recorded; the local clock is set by hand, device time is `ahead` of it."""
-
-    def __init__(self, monkeypatch, radios=("r1", "r2"), schedule=SCHEDULE, **options):
-        self.local_s, self.ahead_s = 100.0, 3.0
-        module = "gnuradio.dmimo.blocks.slot_scheduler"
-        monkeypatch.setattr(f"{module}.time", SimpleNamespace(monotonic=lambda: self.local_s))
-        self.block = dmimo.slot_scheduler(schedule, radios=radios, samp_rate=RATE, confirmed=CONFIRMED, **options)
-        self.published = []
-        self.block.message_port_pub = lambda port, message: self.published.append(
-            (pmt.symbol_to_string(port), message))
-        self.block.start()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.block.stop()
-
-    def status(self, kind, **fields):
-        self.block.handle_status(messages.encode(kind, **fields))
-
-    def time(self, radio, ahead_s, count=1, delay_s=0.0):
-        self.ahead_s = ahead_s
-        for _ in range(count):
-            sample = round((self.local_s - delay_s + ahead_s) * RATE)
-            self.status("radio_time", radio=radio, sample=sample)
-            self.local_s += 0.05
-
-    def begin(self, first=(105_000, 104_000), epochs=(7, 9), ahead_s=3.0):
-        """All radios agree and stream."""
-        for radio in ("r1", "r2"):
-            self.time(radio, ahead_s, 8)
-        for radio, sample, epoch in zip(("r1", "r2"), first, epochs, strict=True):
-            self.status("radio_begin", radio=radio, sample=sample, epoch=epoch)
-
-    def ready(self):
-        """All nodes hold the schedule; and it is time for the first slot."""
-        for node in SCHEDULE.nodes:
-            self.status("ready", node=node, hash=self.told("begin")[-1]["hash"], **self.identity)
-        self.wait_until(self.block.first_sample - 250)
-
-    def wait_until(self, sample):
-        """Let the local clock go on until the device time is this one."""
-        self.local_s = max(self.local_s, sample / RATE - self.ahead_s)
-        self.time("r1", self.ahead_s)
-
-    @property
-    def identity(self):
-        begin = self.told("begin")[-1]
-        return {key: begin[key] for key in ("run", "epoch")}
-
-    def told(self, kind, port="control"):
-        return [messages.values(message) for name, message in self.published
-                if name == port and messages.kind(message) == kind]
-
-    def phases_done(self):
-        return [messages.get(message, "phase") for name, message in self.published
-                if name == "phases" and messages.kind(message) == "phase"]
-
-    def granted(self):
-        """Grants of the last message."""
-        return messages.grants([message for name, message in self.published if messages.kind(message) == "grant"][-1])
-
-    def received(self, grants, **other):
-        for node in SCHEDULE.nodes:
-            header = messages.encode("ack", node=node, **{**self.identity, **other})
-            self.block.handle_status(messages.ack_to_pmt(header, grants, "ok"))
-
-    def sent(self, node, sample, event="burst_ack", status="ok", **other):
-        self.status("sent", node=node, port=0, sample=sample, event=event, status=status, **{**self.identity, **other})
-
-    def walk(self):
-        """A run without a hitch."""
-        self.ready()
-        for phase in ("open", "lock step"):
-            for _ in range(1 if phase == "open" else 2):
-                grants = self.granted()
-                self.received(grants)
-                for grant in grants:
-                    self.sent("n1" if phase == "open" else "n2", grant.start + SLOT)
-            self.end_phase(phase)
-
-    def watch(self, answering=SCHEDULE.nodes):
-        """As long passes as the watchdog waits; these nodes answer a query."""
-        queries = len(self.told("query"))
-        for _ in range(400):
-            for radio in ("r1", "r2"):
-                self.status("radio_time", radio=radio, sample=round((self.local_s + self.ahead_s) * RATE))
-            self.local_s += 0.05
-        self.block.handle_watchdog(pmt.PMT_T)
-        if len(self.told("query")) > queries:
-            for node in answering:
-                self.status("alive", node=node, **self.identity)
-
-    def end_phase(self, phase):
-        self.block.handle_product(messages.product_to_pmt(Product(phase, {}), **self.identity))
-        for node in SCHEDULE.nodes:
-            self.status("taken", node=node, phase=phase, **self.identity)
+from scheduler_bench import RATE, SCHEDULE, SLOT, Bench
 
 
 def test_radios_are_aligned_to_the_latest_and_the_run_begins_when_all_stream(monkeypatch):
@@ -189,43 +81,6 @@ def test_every_pacing_has_its_lead_and_a_late_burst_doubles_it(monkeypatch):
         assert bench.block.finished_event.is_set()
 
 
-def test_messages_of_a_run_that_is_over_change_nothing(monkeypatch):
-    with Bench(monkeypatch) as bench:
-        bench.begin()
-        bench.ready()
-        grants = bench.granted()
-        bench.received(grants, run=5)
-        for grant in grants:
-            bench.sent("n1", grant.start + SLOT)
-        bench.block.handle_product(messages.product_to_pmt(Product("open", {}), run=5, epoch=0))
-        assert bench.block.completed == 0
-        assert not bench.told("product")
-        bench.received(grants)
-        assert bench.block.completed == 2
-
-
-def test_an_epoch_that_ends_in_a_run_is_an_error_with_radio_and_reason(monkeypatch):
-    with Bench(monkeypatch) as bench:
-        bench.begin()
-        bench.status("radio_epoch", radio="r2", epoch=11, reason="radio r2: gain of channel 1 changed")
-        error = "radio r2: its epoch has ended: gain of channel 1 changed"
-        assert bench.block.error == error
-        for node in SCHEDULE.nodes:
-            bench.status("alive", node=node, **bench.identity)
-        bench.block.handle_product(messages.product_to_pmt(Product("open", {}), **bench.identity))
-        bench.block.handle_watchdog(pmt.PMT_T)
-        bench.status("radio_begin", radio="r2", sample=107_000, epoch=12)
-        assert "error" not in [port for port, _ in bench.published]
-        assert bench.block.error == error
-
-
-def test_a_radio_that_begins_anew_in_a_run_without_a_word_ends_it(monkeypatch):
-    with Bench(monkeypatch) as bench:
-        bench.begin()
-        bench.status("radio_begin", radio="r2", sample=107_000, epoch=9)
-        assert bench.block.error == "radio r2: its epoch has ended: it has begun anew"
-
-
 def test_the_cycle_of_radios_is_begun_again_for_so_long_from_their_first_sample_on(monkeypatch):
     cycle = build_schedule(SCHEDULE.nodes, SLOT, [], [("open", 2, [Slot(0, "sound", ("n1",), (0, 0))] * 2)])
     with Bench(monkeypatch, schedule=cycle, until_sample=50) as bench:
@@ -240,30 +95,6 @@ def test_the_cycle_of_radios_is_begun_again_for_so_long_from_their_first_sample_
                 bench.sent("n1", grant.start + SLOT)
             bench.end_phase("open")
         assert starts == [105_100, 105_120, 105_140]
-
-
-def test_runs_without_end_begin_anew_in_a_new_epoch_once_the_radio_streams_again(monkeypatch):
-    with Bench(monkeypatch, runs=0) as bench:
-        bench.begin()
-        bench.ready()
-        grants = bench.granted()
-        bench.status("radio_epoch", radio="r1", epoch=11, reason="board 0 has lost its reference")
-        bench.received(grants)
-        assert len(bench.told("begin")) == 1
-        bench.time("r1", 3.0)
-        bench.status("radio_begin", radio="r1", sample=150_000, epoch=12)
-        assert bench.told("begin")[1:] == [{"run": 1, "epoch": 12, "hash": SCHEDULE.hash}]
-        bench.received(grants, run=0)
-        bench.ready()
-        assert bench.granted() == [Grant(0, 0, 150_100), Grant(1, 0, 150_110)]
-        assert bench.block.error is None
-
-
-def test_runs_without_end_carry_the_epoch_on(monkeypatch):
-    with Bench(monkeypatch, runs=0) as bench:
-        bench.begin()
-        bench.walk()
-        assert [(begin["run"], begin["epoch"]) for begin in bench.told("begin")] == [(0, 9), (1, 9)]
 
 
 def test_a_radio_that_falls_silent_with_its_nodes_is_named(monkeypatch):

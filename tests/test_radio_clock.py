@@ -111,6 +111,9 @@ def test_a_run_waits_for_every_radio_and_takes_the_latest_sample_and_epoch():
     assert not radios.ready
     assert radios.missing() == "no begin of the streams reported by radio a"
     radios.begun("a", 8_000_000, 18)
+    assert not radios.ready
+    for name in ("a", "b"):
+        feed(radios, name, 7.0, [0.0] * MIN_REPORTS)
     assert radios.ready
     assert (radios.first_sample, radios.epoch) == (9_000_000, 18)
 
@@ -134,6 +137,63 @@ def test_a_radio_that_was_interrupted_is_waited_for_and_its_old_time_is_forgotte
     assert radios.ready
     assert radios.epoch == 3
     assert radios.now(100.0) == 105_000_000
+
+
+def agreed():
+    """Two radios that stream and have one time."""
+    radios = Radios(["a", "b"], RATE)
+    for name in ("a", "b"):
+        feed(radios, name, 7.0, [0.0] * MIN_REPORTS)
+    assert radios.align() == ({"a": 0, "b": 0}, {})
+    for name in ("a", "b"):
+        radios.begun(name, 5, 1)
+    assert radios.ready
+    assert not radios.apart()
+    return radios
+
+
+def test_radios_are_compared_again_after_an_epoch_but_not_before_the_streams_begin():
+    radios = agreed()
+    radios.interrupted("b", 2)
+    feed(radios, "b", 0.0, [0.0] * MIN_REPORTS)  # a clock that has yet to be set
+    assert radios.align() == ({}, {})
+    assert not radios.apart()
+    radios.begun("b", 5, 3)
+    feed(radios, "b", 4.0, [0.0] * (MIN_REPORTS - 1))
+    assert radios.align() == ({}, {})
+    assert not radios.ready
+    assert "too few reports" in radios.missing()
+    feed(radios, "b", 4.0, [0.0])
+    assert radios.align() == ({"a": 0, "b": 3}, {})
+    assert radios.align() == ({}, {})
+    assert not radios.ready
+    assert radios.missing() == "radio b: its time is 3 s behind that of radio a"
+    radios.interrupted("b", 4)
+    radios.begun("b", 5, 5)
+    feed(radios, "b", 7.0, [0.0] * MIN_REPORTS)
+    assert radios.align() == ({"a": 0, "b": 0}, {})
+    assert radios.ready
+
+
+@pytest.mark.parametrize(("ahead_s", "apart"), [
+    (10.0, {"a": "radio a: its time is 3 s behind that of radio b"}),
+    (4.0, {"b": "radio b: its time is 3 s behind that of radio a"})])
+def test_a_radio_whose_time_leaps_is_found_out(ahead_s, apart):
+    radios = agreed()
+    for name, offset_s in (("a", 7.0), ("b", ahead_s)):
+        feed(radios, name, offset_s, [0.0] * 300, start_s=101.0)
+    assert radios.apart() == apart
+    assert not radios.ready
+    assert radios.align() == ({}, {})
+    radios.compare_again()
+    assert sorted(radios.align()[0].values()) == [0, 3]
+
+
+def test_a_radio_that_loses_its_pps_is_found_out():
+    radios = agreed()
+    feed(radios, "b", 7.3, [0.0])
+    assert list(radios.apart()) == ["b"]
+    assert "+0.30 s off a whole second" in radios.apart()["b"]
 
 
 def test_radios_that_have_fallen_silent_are_known():

@@ -105,7 +105,8 @@ class Radios:
         self._clocks = {name: RadioClock() for name in names}
         self._first: dict[str, int] = {}
         self._epochs: dict[str, int] = {}
-        self._aligned = False
+        self._waited: set[str] = set()  # radios in an epoch in which they have yet to begin
+        self._compared = False
 
     def report(self, name: str, sample: int, arrival_s: float) -> None:
         """A radio's device time, in samples, has arrived at a time of the local clock [s]."""
@@ -114,12 +115,34 @@ class Radios:
     def align(self) -> tuple[dict[str, int], dict[str, str]]:
         """Whole seconds by which to shift each radio, and faults, as `whole_second_shifts`.
 
-        Given once, as soon as enough reports have come from all; empty before and afterwards.
+        Given once at the start and once after every epoch that has ended, as soon as enough reports have come from all;
+        empty otherwise.
         """
-        enough = MIN_REPORTS if len(self._clocks) > 1 else 1
-        if self._aligned or any(clock.reports < enough for clock in self._clocks.values()):
+        if self._compared or not self._comparable:
             return {}, {}
-        self._aligned = True
+        self._compared = True
+        return self._compare()
+
+    def apart(self) -> dict[str, str]:
+        """What is wrong with radios that do not have the time of the others, by name; empty where that is not known.
+
+        A clock that has been set back is found out when its old reports are forgotten.
+        """
+        shifts, faults = self._compare() if self._comparable else ({}, {})
+        latest = next((name for name, seconds in shifts.items() if seconds == 0), None)
+        return faults | {name: f"radio {name}: its time is {seconds} s behind that of radio {latest}"
+                         for name, seconds in shifts.items() if seconds}
+
+    def compare_again(self) -> None:
+        """Let `align` say once more how the radios come to a common time."""
+        self._compared = False
+
+    @property
+    def _comparable(self) -> bool:
+        enough = MIN_REPORTS if len(self._clocks) > 1 else 1
+        return not self._waited and all(clock.reports >= enough for clock in self._clocks.values())
+
+    def _compare(self) -> tuple[dict[str, int], dict[str, str]]:
         return whole_second_shifts({name: clock.offset_s for name, clock in self._clocks.items()})
 
     def begun(self, name: str, sample: int, epoch: int) -> None:
@@ -127,18 +150,23 @@ class Radios:
         self._known(name)
         self._first[name] = sample
         self._epochs[name] = epoch
+        if name in self._waited:
+            self._waited.remove(name)
+            self._clocks[name] = RadioClock()  # until now its time may have been any
 
     def interrupted(self, name: str, epoch: int) -> None:
-        """A radio is in another epoch, and has yet to begin in it; its time is to be learnt anew."""
+        """A radio is in another epoch, and has yet to begin in it; its time is to be learnt and compared anew."""
         self._known(name)
         self._clocks[name] = RadioClock()
+        self._waited.add(name)
+        self._compared = False
         self._first.pop(name, None)
         self._epochs[name] = epoch
 
     @property
     def ready(self) -> bool:
-        """Whether all radios stream, and have told their time."""
-        return len(self._first) == len(self._clocks) and all(clock.reports for clock in self._clocks.values())
+        """Whether all radios stream, and have told a common time."""
+        return len(self._first) == len(self._clocks) and self._comparable and not self.apart()
 
     @property
     def first_sample(self) -> int:
@@ -159,7 +187,12 @@ class Radios:
         silent = [name for name, clock in self._clocks.items() if clock.reports == 0]
         if silent:
             return f"no time reported by {_words(silent)}"
-        return f"no begin of the streams reported by {_words(name for name in self._clocks if name not in self._first)}"
+        absent = [name for name in self._clocks if name not in self._first]
+        if absent:
+            return f"no begin of the streams reported by {_words(absent)}"
+        if not self._comparable:
+            return "too few reports of the time of the radios"
+        return "; ".join(self.apart().values())
 
     def silent(self, local_s: float, limit_s: float) -> list[str]:
         """Radios that have not reported their time for so long."""

@@ -18,6 +18,7 @@ CONTROL, PHASES, FINISHED = (pmt.intern(name) for name in ("control", "phases", 
 WATCHDOG = pmt.intern("watchdog")
 MAX_LEAD_S = 1.0  # of late bursts; what is asked for may be more
 EARLY_S = 0.2  # more than the lead: the time of a radio comes every 50 ms, and messages take time
+JOIN_TIMEOUT_S = 10.0
 SILENCE_S = 2.0  # without the time of a radio, which comes every 50 ms
 TOO_LATE = "time_error"  # UHD's name of a burst that came after its time
 
@@ -86,7 +87,7 @@ class slot_scheduler(lean_message_block):
         self._began = False
         self._waiting_since = 0.0
         self._runs, self._pause_samples = runs, pause_samples
-        self._epoch = epoch
+        self._first_epoch = self._epoch = epoch
         self._prepare(0, 0)
         self._watchdog_s = watchdog_s
         self._watchdog: threading.Thread | None = None
@@ -146,6 +147,7 @@ class slot_scheduler(lean_message_block):
     def start(self):
         """Begin the run, or wait for the radios."""
         super().start()
+        self._forget()
         if self._radio_names:
             self._radios = Radios(self._radio_names, self._samp_rate)
             self._waiting_since = time.monotonic()
@@ -154,6 +156,16 @@ class slot_scheduler(lean_message_block):
         self._watchdog = threading.Thread(target=self._watch, name="slot_scheduler watchdog", daemon=True)
         self._watchdog.start()
         return True
+
+    def _forget(self) -> None:
+        """Be as before the first start."""
+        if self._watchdog is not None:
+            self._watchdog.join(JOIN_TIMEOUT_S)
+        self._began, self.error, self._alive = False, None, None
+        self._events, self._events_seen = 0, -1
+        self.finished_event.clear()
+        self._epoch = self._first_epoch
+        self._prepare(0, 0)
 
     def stop(self):
         """A flowgraph that is stopped from outside ends the run too."""
@@ -220,14 +232,20 @@ class slot_scheduler(lean_message_block):
             self._radios.begun(radio, messages.get(message, "sample"), messages.get(message, "epoch"))
         elif kind == "radio_epoch":
             self._radios.interrupted(radio, messages.get(message, "epoch"))
-            self._interrupt(radio, messages.get(message, "reason").removeprefix(f"radio {radio}: "))
+            self._interrupt(radio, messages.get(message, "reason"))
         if self._radios is not None and self._radios.ready and not (self._began or self._machine.finished):
             self._epoch = self._radios.epoch
             first = self._radios.first_sample + self._options["lead_samples"]
             self._begin_run(self._identity["run"], max(self._machine.end_sample, first))
 
     def _align(self) -> None:
-        """Tell the radios how to come to a common time, once they are known well enough."""
+        """Tell the radios how to come to a common time, once they are known well enough; a run has one."""
+        apart = self._radios.apart() if self._began else {}
+        for radio, fault in list(apart.items())[:1]:
+            self._radios.compare_again()
+            self._interrupt(radio, fault)
+        if self._machine.finished:
+            return
         shifts, faults = self._radios.align()
         if faults:
             self._act(self._machine.failed("; ".join(faults.values())))
@@ -239,6 +257,7 @@ class slot_scheduler(lean_message_block):
         if not self._began or self._machine.finished:
             return
         if self._runs != 0:
+            reason = reason.removeprefix(f"radio {radio}: ")
             self._act(self._machine.failed(f"radio {radio}: its epoch has ended: {reason}"))
             return
         self._began, self._waiting_since = False, time.monotonic()
