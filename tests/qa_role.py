@@ -389,6 +389,30 @@ def test_ports_send_half_of_their_loop_delays_earlier_and_confirmations_count_th
     assert [messages.get(message, "sample") for message in confirmed] == [110]
 
 
+def test_a_burst_that_was_sent_before_is_staggered_once_the_loop_delays_are_known():
+    burst = np.zeros((2, 10), np.complex64)
+    burst[:, 4:] = [[0.1], [0.2]]
+    block = two_ports(burst, [0, 0])
+    block._roles[0].loop_delays = np.array([9, 13])
+    block.handle_control(messages.product_to_pmt(Product("echo", {}), run=0, epoch=0))
+    block.handle_control(grant(Grant(0, 1, 200)))
+    before, after = (messages.vector_from_pmt(pmt.cdr(sent)).reshape(2, 10) for sent in published(block, "tx"))
+    np.testing.assert_array_equal(before, burst)
+    np.testing.assert_array_equal(after[1], [*burst[1, 2:], 0, 0])
+
+
+def test_windows_of_a_run_that_is_over_are_not_taken_for_those_of_the_next():
+    member, block = on_radio(reactive=True)
+    identity = {"epoch": 2, "hash": SCHEDULE.hash}
+    block.handle_control(messages.encode("begin", run=0, **identity))
+    block.handle_control(grant(Grant(1, 0, 20)))  # armed at 27
+    block.handle_control(messages.encode("begin", run=1, **identity))
+    member.correction.shift = lambda start: 0
+    block.handle_control(grant(Grant(1, 0, 20), Grant(1, 0, 27)))
+    block.handle_rx(received(Grant(1, 0, 27)))
+    assert [taken for _, taken, _ in member.received] == [Grant(1, 0, 27)]
+
+
 def test_ports_whose_loop_delays_differ_by_more_than_the_silence_of_a_slot_are_an_error():
     block = two_ports(np.full((2, 10), 0.1, np.complex64), [9, 13])
     assert "differ by 4 samples: slots.lead_samples" in pmt.symbol_to_string(published(block, "error")[0])

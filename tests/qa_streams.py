@@ -113,6 +113,14 @@ def test_precoder_sends_nothing_with_a_calibration_of_an_epoch_that_is_over(anno
     np.testing.assert_allclose(sent_by(block), WEIGHTS / (2 * C[:, None]) @ X[:, :100], rtol=1e-5, atol=1e-5)
 
 
+def test_precoder_keeps_the_calibration_of_the_latest_epoch():
+    block = dmimo.precoder(WEIGHTS, C, epoch=8)
+    block.handle_epoch(messages.encode("begin", run=1, epoch=8, hash=""))
+    block.handle_product(calibration_of(7, 2 * C))
+    assert not block.outdated
+    np.testing.assert_allclose(sent_by(block), WEIGHTS / C[:, None] @ X[:, :100], rtol=1e-5, atol=1e-5)
+
+
 def test_precoder_sends_zeros_when_its_calibration_is_outdated():
     block = dmimo.precoder(WEIGHTS, C, epoch=7)
     block.handle_epoch(messages.encode("begin", run=1, epoch=8, hash=""))
