@@ -160,16 +160,18 @@ def test_bidirectional_exchange(tmp_path):
 def test_record_then_replay_gives_the_same_products(tmp_path):
     assembly, _ = on_radio(SWEEP, tmp_path)
     recorder = Recorder(tmp_path / "recording", assembly)
-    flowgraph, outcome = run(assembly, recorder=recorder)
+    flowgraph, outcome = run(assembly, recorder=recorder, calibration_file=str(tmp_path / "run.h5"))
     scheduler = flowgraph.scheduler
-    recorder.close(outcome.error, scheduler.releases, scheduler.end_sample, first_sample=scheduler.first_sample)
+    recorder.close(outcome.error, scheduler.releases, scheduler.end_sample, first_sample=scheduler.first_sample,
+                   epoch=scheduler.epoch)
     recording = recorded.load(tmp_path / "recording")
-    player, again = replay.run(recording, replay.assembly_of(recording))
+    player, again = replay.run(recording, replay.assembly_of(recording), calibration_file=str(tmp_path / "again.h5"))
     assert player.compared == len(assembly.schedule.phases)
     assert player.different == []
     for name, report in (("run.json", outcome.report), ("again.json", again.report)):
         records.write_json(tmp_path / name, report)
-    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "run.json").read_bytes()
+    for name in ("json", "h5"):
+        assert (tmp_path / f"again.{name}").read_bytes() == (tmp_path / f"run.{name}").read_bytes()
 
 
 def test_a_board_that_vanishes_ends_the_run_with_its_name(tmp_path):

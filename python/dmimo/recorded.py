@@ -135,6 +135,11 @@ class Recording:
         return self.content.get("dmimo:first_sample", begin)
 
     @property
+    def epoch(self) -> int:
+        """Epoch of the run, 0 where it is not known."""
+        return self.content.get("dmimo:epoch", 0)
+
+    @property
     def _starts(self) -> list[int]:
         return [attempt.grant.start for node in self.nodes.values() for attempt in node.attempts]
 

@@ -208,14 +208,14 @@ class Recorder:
         self._write_collection(hashes)
 
     def close(self, error: str | None, releases: int, end_sample: int, files: Iterable[str | Path] = (),
-              first_sample: int = 0) -> None:
+              first_sample: int = 0, epoch: int = 0) -> None:
         """End the recording of a run that has ended.
 
         Parameters
         ----------
         error : str or None
             Of the run.
-        releases, end_sample, first_sample : int
+        releases, end_sample, first_sample, epoch : int
             Of its scheduler.
         files : iterable of path
             To be copied into the recording: calibration and report. Those that are not there are left out.
@@ -227,7 +227,8 @@ class Recorder:
             if path.is_file():
                 self._include(path.name, path.read_bytes())
         self._content |= {"dmimo:complete": True, "dmimo:error": error, "dmimo:releases": releases,
-                          "dmimo:end_sample": end_sample, "dmimo:first_sample": first_sample}
+                          "dmimo:end_sample": end_sample, "dmimo:first_sample": first_sample,
+                          "dmimo:epoch": epoch}
         self._write_collection(hashes)
         for name in self.nodes:
             form.journal_path(self.directory, name).unlink()

@@ -154,7 +154,7 @@ def run(recording: Recording, assembly: Assembly, *, calibration_file: str = "",
     player = Replay(recording, assembly)
     player.run(progress)
     if calibration_file:
-        calibration_files.write(assembly, player.collectors, calibration_file)
+        calibration_files.write(assembly, player.collectors, calibration_file, recording.epoch)
     ended = reports.Run(assembly, None if assembly.uses_radios else assembly.network(), player.collectors, player.error,
                         recording.releases, recording.end_sample, recording.first_sample)
     report = reports.report(ended)

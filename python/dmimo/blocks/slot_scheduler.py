@@ -119,6 +119,11 @@ class slot_scheduler(lean_message_block):
         return self._machine.end_sample
 
     @property
+    def epoch(self) -> int:
+        """Epoch of the run, see `messages`."""
+        return self._epoch
+
+    @property
     def first_sample(self) -> int:
         """First absolute sample of the run's first slot."""
         return self._first_sample
