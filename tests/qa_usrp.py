@@ -131,6 +131,29 @@ def test_directions_at_different_frequencies_are_refused(usrp_array, tmp_path, m
         assert re.search(r"channel 3: .*carrier 2400000010\.0000 Hz for transmitting", bench.failure())
 
 
+def test_carriers_are_those_of_the_synthesizers_alone(usrp_array, tmp_path):
+    with Bench(usrp_array, tmp_path, lo_step=7) as bench:
+        bench.begin()
+        blocks = (*bench.array.sources, *bench.array.sinks)
+        carriers = {block.get_center_freq(index) for block in blocks for index in range(2)}
+    assert carriers == {7 * round(FREQ / 7)} != {FREQ}
+    tuned = virtual.read_log(bench.log, "tune_dsp")
+    assert {entry["freq"] for entry in tuned} == {0}
+    assert len(tuned) == 2 * 4  # and by nobody else
+
+
+def test_digital_frequencies_are_refused(usrp_array, tmp_path, monkeypatch):
+    from gnuradio import uhd
+    from gnuradio.dmimo.blocks import radio_start
+
+    monkeypatch.setattr(radio_start, "tune_request", lambda frequency: uhd.tune_request(frequency, 1e6))
+    with Bench(usrp_array, tmp_path) as bench:
+        bench.align()
+        error = bench.failure()
+    assert "not tuned to one carrier: channel 0: digital frequency -1000000.0000 Hz for transmitting" in error
+    assert "channel 3: " in error
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [

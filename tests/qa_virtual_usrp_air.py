@@ -108,6 +108,26 @@ def test_what_the_synthesizer_cannot_reach_is_left_to_the_dsp(uhd, tmp_path):
     assert np.ptp(np.angle(received[0] / received[0, 0])) < 0.01  # both carriers are the same, however they are made
 
 
+@pytest.mark.parametrize("digital", [0, RATE / 3])
+def test_digital_frequencies_turn_c_from_burst_to_burst_since_bursts_start_them_anew(uhd, tmp_path, digital):
+    radio = one_board(uhd, tmp_path, coupling="ones")
+    for block in (radio.source, radio.sink):
+        for port in range(2):
+            block.set_center_freq(uhd.tune_request(FREQ, digital), port)
+    start = radio.soon()
+    offsets = [1000, 2000, 3000, 4001]  # of bursts of port 0 and 1 in turn
+    bursts = [(start + offset, 0.5 * np.eye(2)[[place % 2] * 500].T) for place, offset in enumerate(offsets)]
+    received = radio.run(bursts, start=start, num_samples=5000)
+    heard = [received[1 - place % 2, offset : offset + 500] for place, offset in enumerate(offsets)]
+    assert all(np.ptp(np.angle(one / one.mean())) < 0.01 for one in heard)  # a burst by itself shows nothing
+    there, back, again, late = (one.mean() for one in heard)
+    turned = np.angle((late / again) / (back / there)) / (2 * np.pi)
+    # By what the oscillator turns in the one sample that the bursts of the second pair are further apart.
+    assert np.angle(np.exp(2j * np.pi * (turned - digital / RATE))) == pytest.approx(0, abs=0.01)
+    apart = np.angle(there / radio.truth()[1, 0])  # the receiver's has run since its stream began
+    assert np.angle(np.exp(1j * (apart - 2 * np.pi * digital * offsets[0] / RATE))) == pytest.approx(0, abs=0.01)
+
+
 def test_devices_on_one_medium_hear_each_other(uhd, tmp_path):
     shared = {"medium": tmp_path.name, "mboards": 1, "coupling": "ones", "gains": "unit"}
     first, second = Radio(uhd, tmp_path, **shared), Radio(uhd, tmp_path, first_board=1, **shared)

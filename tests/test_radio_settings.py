@@ -1,43 +1,68 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Settings of a radio that make no sense, and frequencies that reciprocity forbids."""
 
+import re
+
 import pytest
 from gnuradio.dmimo.radio_settings import RadioPort, RadioSettings, Tuned, board_channels, carrier_faults
 
 FREQ = 2.4e9
-PORTS = [RadioPort(channel, FREQ, lo_offset_hz=1e6) for channel in range(3)]
-# UHD: a synthesizer 1 MHz above the carrier is made up for by -1 MHz in a transmitter, called +1 MHz in a receiver.
-TX, RX = Tuned(FREQ + 1e6, -1e6, FREQ), Tuned(FREQ + 1e6, 1e6, FREQ)
+PORTS = [RadioPort(channel, FREQ) for channel in range(3)]
+TUNED = Tuned(FREQ + 2, 0.0, FREQ + 2)  # as near as the synthesizer comes
+
+
+def faults(tx=None, rx=None):
+    """Faults with these changes of channel 1."""
+    sent, received = (TUNED._replace(**(changes or {})) for changes in (tx, rx))
+    return carrier_faults(PORTS, [TUNED, sent, TUNED], [TUNED, received, TUNED])
 
 
 def test_equal_frequencies_are_no_fault():
-    assert carrier_faults(PORTS, [TX] * 3, [RX] * 3) == []
-    assert carrier_faults([], [], []) == []
+    assert faults() == carrier_faults([], [], []) == []
+    assert faults({"dsp_hz": -5e-5, "rf_hz": FREQ + 2.00005}, {"carrier_hz": FREQ + 1.99995}) == []
 
 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
         ({"rf_hz": FREQ}, ["synthesizer"]),
-        ({"dsp_hz": 1e6}, ["digital frequency"]),
-        ({"carrier_hz": FREQ + 1e-3}, ["carrier"]),
+        ({"dsp_hz": 1e-3}, ["digital frequency"]),
+        ({"dsp_hz": -1e-3}, ["digital frequency"]),
+        ({"dsp_hz": float("nan")}, ["digital frequency"]),
+        ({"carrier_hz": FREQ + 2.001}, ["carrier"]),
         ({"carrier_hz": float("nan")}, ["carrier"]),
-        ({"rf_hz": FREQ, "dsp_hz": 0.0}, ["synthesizer", "digital frequency"]),  # the same carrier, made otherwise
+        ({"rf_hz": FREQ, "dsp_hz": 2.0}, ["digital frequency", "synthesizer"]),  # the same carrier, made otherwise
     ],
 )
 def test_directions_that_differ_are_named(changes, named):
-    (fault,) = carrier_faults(PORTS, [TX, TX._replace(**changes), TX], [RX] * 3)
+    (fault,) = faults(changes)
     assert fault.startswith("channel 1: ")
-    assert [what for what in ("synthesizer", "digital frequency", "carrier") if f"{what} " in fault] == named
+    parts = fault.removeprefix("channel 1: ").split("; ")
+    assert [re.match("digital frequency|synthesizer|carrier", part)[0] for part in parts] == named
+    assert all("for transmitting" in part for part in parts)
+
+
+def test_equal_digital_frequencies_of_both_directions_are_refused_all_the_same():
+    # UHD: a synthesizer 1 MHz above the carrier is made up for by -1 MHz in a transmitter, called +1 MHz in a receiver.
+    above = {"rf_hz": FREQ + 1e6 + 2}
+    (fault,) = faults({**above, "dsp_hz": -1e6}, {**above, "dsp_hz": 1e6})
+    assert "digital frequency -1000000.0000 Hz for transmitting" in fault
+    assert "digital frequency 1000000.0000 Hz for receiving" in fault
+    assert "starts anew with each burst" in fault
+
+
+def test_a_carrier_that_is_not_the_one_asked_for_is_refused():
+    off = Tuned(FREQ + 2e6, 0.0, FREQ + 2e6)
+    (fault,) = carrier_faults(PORTS[:1], [off], [off])
+    assert fault == "channel 0: carrier 2402000000.0000 Hz, but 2400000000.0000 Hz was asked for"
 
 
 def test_ports_that_were_asked_for_one_carrier_must_be_at_one():
     apart = FREQ + 0.5
-    tx, rx = ([value, value, value._replace(carrier_hz=apart)] for value in (TX, RX))
-    (fault,) = carrier_faults(PORTS, tx, rx)
-    assert "channel 2: carrier 2400000000.5000 Hz, but 2400000000.0000 Hz on channel 0" in fault
-    elsewhere = [*PORTS[:2], RadioPort(2, apart, lo_offset_hz=1e6)]
-    assert carrier_faults(elsewhere, tx, rx) == []
+    values = [TUNED, TUNED, TUNED._replace(carrier_hz=apart)]
+    (fault,) = carrier_faults(PORTS, values, values)
+    assert "channel 2: carrier 2400000000.5000 Hz, but 2400000002.0000 Hz on channel 0" in fault
+    assert carrier_faults([*PORTS[:2], RadioPort(2, apart)], values, values) == []
 
 
 def test_channels_count_through_the_boards():

@@ -57,7 +57,7 @@ def _ports(bed: Testbed, node: Node, own: tuple[int, ...]) -> list[RadioPort]:
     tx_gains_db, rx_gains_db = node.gains_db(bed.frontend)
     columns: Mapping[str, tuple] = {
         "channel": own, "center_freq": per_port(radio.center_freqs, num, bed.center_freq),
-        "lo_offset_hz": (radio.lo_offset_hz,) * num, "tx_gain_db": tx_gains_db, "rx_gain_db": rx_gains_db,
+        "tx_gain_db": tx_gains_db, "rx_gain_db": rx_gains_db,
         "tx_antenna": per_port(radio.tx_antennas, num, ""), "rx_antenna": per_port(radio.rx_antennas, num, "")}
     return [RadioPort(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
 

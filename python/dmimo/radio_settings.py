@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 MAX_CARRIER_ERROR_HZ = 1e-4  # ten times what a float resolves at 100 GHz; 0.04 degree in a second
+MAX_CARRIER_OFFSET_HZ = 1e3  # from what was asked for: synthesizers with fine steps come much closer
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,6 @@ class RadioPort:
         Channel of the multi_usrp, counted through its boards.
     center_freq : float
         Carrier of both directions [Hz].
-    lo_offset_hz : float
-        How far above the carrier the synthesizers run; the rest is tuned digitally.
     tx_gain_db, rx_gain_db : float
         Overall gains.
     tx_antenna, rx_antenna : str
@@ -29,7 +28,6 @@ class RadioPort:
 
     channel: int
     center_freq: float
-    lo_offset_hz: float = 0.0
     tx_gain_db: float = 0.0
     rx_gain_db: float = 0.0
     tx_antenna: str = ""
@@ -112,30 +110,42 @@ def board_channels(channels_of_boards: Sequence[int]) -> list[tuple[int, int]]:
 def carrier_faults(ports: Sequence[RadioPort], tx: Sequence[Tuned], rx: Sequence[Tuned]) -> list[str]:
     """What is wrong with the frequencies read back; empty if they are the same wherever they must be.
 
-    Reciprocity needs ONE carrier in both directions of a port, made in the same way: with the synthesizers of the two
-    directions apart, the digital part that makes up for it turns c by its own phase at each start. UHD counts the
-    digital frequencies of transmitters and receivers with opposite signs. Ports that were asked for the same carrier
-    must be at the same one, or their phases run away from one another.
+    Reciprocity needs ONE carrier in both directions of a port, made by the synthesizers alone: a transmitter's digital
+    oscillator starts anew with each burst while a receiver's runs on, so that any other digital frequency than 0 turns
+    c from burst to burst. The carrier need not be exactly what was asked for, but ports that were asked for the same
+    one must be at the same one, or their phases run away from one another.
     """
     faults = []
     first: dict[float, tuple[int, float]] = {}
     for port, sent, received in zip(ports, tx, rx, strict=True):
-        pairs = {
-            "synthesizer": (sent.rf_hz, received.rf_hz),
-            "digital frequency": (-sent.dsp_hz, received.dsp_hz),
-            "carrier": (sent.carrier_hz, received.carrier_hz),
-        }
-        unequal = [
-            f"{what} {one:.4f} Hz for transmitting, {other:.4f} Hz for receiving"
-            for what, (one, other) in pairs.items()
-            if not abs(one - other) <= MAX_CARRIER_ERROR_HZ
-        ]
-        if unequal:
-            faults.append(f"channel {port.channel}: {'; '.join(unequal)}")
+        wrong = _port_faults(port.center_freq, sent, received)
+        if wrong:
+            faults.append(f"channel {port.channel}: {'; '.join(wrong)}")
         channel, carrier_hz = first.setdefault(port.center_freq, (port.channel, received.carrier_hz))
         if not abs(carrier_hz - received.carrier_hz) <= MAX_CARRIER_ERROR_HZ:
             faults.append(
                 f"channel {port.channel}: carrier {received.carrier_hz:.4f} Hz, but {carrier_hz:.4f} Hz on "
                 f"channel {channel}, which was asked for the same"
             )
+    return faults
+
+
+def _port_faults(center_freq: float, sent: Tuned, received: Tuned) -> list[str]:
+    """What is wrong with the frequencies of one port; NaN is, too."""
+    faults = [
+        f"digital frequency {tuned.dsp_hz:.4f} Hz for {direction}: must be 0, since it starts anew with each burst and "
+        "turns what was calibrated"
+        for direction, tuned in (("transmitting", sent), ("receiving", received))
+        if not abs(tuned.dsp_hz) <= MAX_CARRIER_ERROR_HZ
+    ]
+    faults += [
+        f"{what} {one:.4f} Hz for transmitting, {other:.4f} Hz for receiving"
+        for what, one, other in (
+            ("synthesizer", sent.rf_hz, received.rf_hz),
+            ("carrier", sent.carrier_hz, received.carrier_hz),
+        )
+        if not abs(one - other) <= MAX_CARRIER_ERROR_HZ
+    ]
+    if not abs(received.carrier_hz - center_freq) <= MAX_CARRIER_OFFSET_HZ:
+        faults.append(f"carrier {received.carrier_hz:.4f} Hz, but {center_freq:.4f} Hz was asked for")
     return faults

@@ -80,7 +80,6 @@ class NodeRadio:
     tx_gains_db: tuple[float, ...] = ()
     rx_gains_db: tuple[float, ...] = ()
     center_freqs: tuple[float, ...] = ()
-    lo_offset_hz: float = 0.0
     loop_delays_samples: tuple[int, ...] = ()
 
 

@@ -59,9 +59,10 @@ private:
     std::vector<std::pair<int64_t, ChainState>> _steps;
 };
 
-// Consecutive samples of a transmit chain, `step` ticks apart.
+// Consecutive samples of a transmit chain, `step` ticks apart, of one burst.
 struct Segment
 {
+    int64_t burst; // tick of the burst's first sample, at which the digital oscillator began
     int64_t start;
     int64_t step;
     std::vector<std::complex<float>> samples;
@@ -76,25 +77,28 @@ struct Chain
     std::complex<double> gain = 1; // t or r
     int64_t loop_delay = 0;        // samples
     double tick_rate = 0;          // Hz, of its board
+    int64_t stream = 0;            // of a receiver: tick at which its stream, and its digital oscillator, began
     Timeline states{ChainState{}};
     std::deque<Segment> segments;
 
-    double carrier(const ChainState& state) const
+    // What the digital oscillator adds to the synthesizer's frequency.
+    double digital(const ChainState& state) const
     {
-        const double offset = transmits ? state.dsp_freq : -state.dsp_freq;
-        return (state.rf_freq + offset) * (1 + state.freq_error);
+        return (transmits ? state.dsp_freq : -state.dsp_freq) * (1 + state.freq_error);
     }
 
-    void append(int64_t start, int64_t step, const std::vector<std::complex<float>>& samples)
+    double carrier(const ChainState& state) const { return state.rf_freq * (1 + state.freq_error) + digital(state); }
+
+    void append(int64_t burst, int64_t start, int64_t step, const std::vector<std::complex<float>>& samples)
     {
         // Packets of a burst join into one segment, up to a length that keeps copies short.
         constexpr size_t LONGEST = 1 << 16;
-        if (!segments.empty() && segments.back().end() == start && segments.back().step == step &&
-            segments.back().samples.size() < LONGEST) {
+        if (!segments.empty() && segments.back().burst == burst && segments.back().end() == start &&
+            segments.back().step == step && segments.back().samples.size() < LONGEST) {
             auto& joined = segments.back().samples;
             joined.insert(joined.end(), samples.begin(), samples.end());
         } else {
-            segments.push_back({start, step, samples});
+            segments.push_back({burst, start, step, samples});
         }
     }
 };

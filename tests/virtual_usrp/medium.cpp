@@ -22,6 +22,12 @@ double amplitude(double db)
     return std::pow(10.0, db / 20.0);
 }
 
+// Turns of an oscillator from one tick to another, without the whole ones.
+double turns(double freq, int64_t ticks, double tick_rate)
+{
+    return static_cast<double>(std::fmod(static_cast<long double>(freq) * ticks / tick_rate, 1.0L));
+}
+
 // out += gain * in. By components: the library's product looks for NaN in every sample.
 void add_scaled(std::complex<double> gain, const std::complex<float>* in, size_t count, std::complex<float>* out)
 {
@@ -225,9 +231,10 @@ void Medium::add_segment(const Chain& receiver, const Chain& transmitter, const 
 
         const double difference = transmitter.carrier(tx) - receiver.carrier(rx);
         if (std::abs(difference) < rate / 2) {
-            const double turns = static_cast<double>(
-                std::fmod(static_cast<long double>(difference) * tick / receiver.tick_rate, 1.0L));
-            const double phase = tx.lo_phase - rx.lo_phase + 2 * PI * turns;
+            const double turned = turns(difference, tick, receiver.tick_rate) +
+                                  turns(receiver.digital(rx), receiver.stream, receiver.tick_rate) -
+                                  turns(transmitter.digital(tx), segment.burst + delay, transmitter.tick_rate);
+            const double phase = tx.lo_phase - rx.lo_phase + 2 * PI * turned;
             std::complex<double> gain = path * amplitude(tx.gain_db + rx.gain_db) * std::polar(1.0, phase);
             const std::complex<double> turn = std::polar(1.0, 2 * PI * difference / rate);
             const bool constant = same_rate && difference == 0;

@@ -4,7 +4,9 @@
 //   y_i[n] = sum_j  r_i exp(-1j theta_i) h_ij exp(+1j theta_j) t_j  exp(2j pi (f_j - f_i) n T)  x_j[n - d_j]  +  noise,
 //
 // with reciprocal h (h_ij = h_ji), LO phases theta of board and direction, d_j samples of delay and all clipped to the
-// full scale of 1 per component. No thread runs here: what a receiver hears is computed when it is asked for.
+// full scale of 1 per component. What the digital oscillators add to a carrier does not count n from the beginning of
+// time: a transmitter's starts anew with each burst, a receiver's with its stream, as on hardware. No thread runs here:
+// what a receiver hears is computed when it is asked for.
 #pragma once
 
 #include "chain.hpp"

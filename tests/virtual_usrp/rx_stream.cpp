@@ -108,6 +108,7 @@ void RxStream::begin()
         }
         channel.device_start += ahead;
         channel.network_start += ahead;
+        channel.chain->stream = channel.network_start;
     }
     const double rate = _channels.front().board->tick_rate() / static_cast<double>(_channels.front().step);
     _faults.clear();

@@ -117,7 +117,7 @@ void TxStream::start_burst(Channel& channel, const uhd::tx_metadata_t& metadata)
     if (channel.dropping) // by a fault: as if it had waited for its time somewhere on the way
         report(channel, async_metadata_t::EVENT_CODE_TIME_ERROR, std::max(now(channel), start));
     else
-        channel.next = start;
+        channel.next = channel.burst = start;
 }
 
 // gr-uhd gives every packet of a timed burst its time: one that comes after its time is late, although the burst began.
@@ -173,7 +173,7 @@ void TxStream::packet(Channel& channel, const void* samples, size_t count, const
     }
     if (channel.in_burst && !channel.dropping && count > 0) {
         const int64_t ticks = step(channel);
-        channel.chain->append(channel.next, ticks, _format.to_model(samples, count));
+        channel.chain->append(channel.burst, channel.next, ticks, _format.to_model(samples, count));
         const int64_t last = channel.next + ticks * static_cast<int64_t>(count);
         if (!channel.waiting.empty() && channel.waiting.back().second == channel.next)
             channel.waiting.back().second = last;

@@ -64,6 +64,7 @@ private:
         bool in_burst = false; // between its start and its end
         bool dropping = false; // the rest of the burst is thrown away
         bool starved = false;  // ran dry; waits for the next packet
+        int64_t burst = 0;     // network tick of the burst's first sample
         int64_t next = 0;      // network tick after the last sample
         int64_t sent = 0;      // samples of this burst
         std::deque<std::pair<int64_t, int64_t>> waiting; // (first, last) ticks of what is not sent yet

@@ -185,7 +185,7 @@ class RadioStart:
             radio.set_command_time(uhd.time_spec(when), board)
         tx, rx = [], []
         for port, source, sink, index in self.members():
-            request = uhd.tune_request(port.center_freq, port.lo_offset_hz)
+            request = tune_request(port.center_freq)
             for radio, results in ((sink, tx), (source, rx)):
                 results.append((radio, index, radio.set_center_freq(request, index)))
         for radio, board in timed:
@@ -197,7 +197,7 @@ class RadioStart:
         tuned = ([_tuned(*result) for result in results] for results in (tx, rx))
         faults = carrier_faults(self.settings.ports, *tuned)
         if faults:
-            raise RadioError("frequencies differ: " + "; ".join(faults))
+            raise RadioError("not tuned to one carrier: " + "; ".join(faults))
 
     def unlocked_synthesizers(self) -> list[str]:
         """Names of the synthesizers that are not locked, by board and channel."""
@@ -247,6 +247,14 @@ class RadioStart:
         for source in self.sources:
             source.issue_stream_cmd(command)
         return second * self.rate.numerator // self.rate.denominator
+
+
+def tune_request(frequency: float) -> uhd.tune_request:
+    """Request for a carrier [Hz] by the synthesizer alone, as near to it as that comes, see `carrier_faults`."""
+    request = uhd.tune_request(frequency)
+    request.rf_freq_policy = request.dsp_freq_policy = uhd.tune_request.POLICY_MANUAL
+    request.rf_freq, request.dsp_freq = frequency, 0.0
+    return request
 
 
 def _tuned(radio, index: int, result: uhd.tune_result_t) -> Tuned:
