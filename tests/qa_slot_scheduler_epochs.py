@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The scheduler block with radios that are nothing but messages: epochs that end, and starting again."""
 
+import threading
+
 import pmt
 import pytest
 from gnuradio import dmimo
@@ -34,7 +36,10 @@ def test_an_epoch_that_ends_in_a_run_is_an_error_with_radio_and_reason(monkeypat
             bench.status("alive", node=node, **bench.identity)
         bench.block.handle_product(messages.product_to_pmt(Product("open", {}), **bench.identity))
         bench.block.handle_watchdog(pmt.PMT_T)
-        bench.status("radio_begin", radio="r2", sample=107_000, epoch=12)
+        bench.status("radio_epoch", radio="r2", epoch=12, reason="again")
+        bench.status("radio_begin", radio="r2", sample=107_000, epoch=13)
+        bench.time("r2", 0.0, 8)
+        assert len(bench.told("align")) == 2
         assert "error" not in [port for port, _ in bench.published]
         assert bench.block.error == error
 
@@ -121,6 +126,20 @@ def test_a_simulated_run_is_the_same_when_its_flowgraph_is_started_again():
         block.stop()
         assert block.error == "the flowgraph was stopped before the run had finished"
     assert told == [{"run": 0, "epoch": 4, "hash": SCHEDULE.hash}] * 4
+
+
+def test_a_watchdog_of_the_first_start_that_is_busy_does_not_outlive_the_second():
+    block, busy, go_on = dmimo.slot_scheduler(SCHEDULE, watchdog_s=0.01), threading.Event(), threading.Event()
+    block.message_port_pub = lambda *_: None
+    block._post = lambda *_: busy.set() or go_on.wait(5)
+    block.start()
+    first = block._watchdog
+    assert busy.wait(5)
+    block.stop()
+    threading.Timer(0.2, go_on.set).start()
+    block.start()
+    assert not first.is_alive()
+    block.stop()
 
 
 def test_runs_without_end_carry_the_epoch_on(monkeypatch):

@@ -167,7 +167,6 @@ class slot_scheduler(lean_message_block):
         if self._watchdog is not None:
             self._watchdog.join(JOIN_TIMEOUT_S)
         self._began, self.error, self._alive = False, None, None
-        self._events, self._events_seen = 0, -1
         self.finished_event.clear()
         self._epoch = self._first_epoch
         self._prepare(0, 0)
@@ -192,8 +191,6 @@ class slot_scheduler(lean_message_block):
     @guarded
     def handle_status(self, message):
         """A node or radio has answered; anything that is no status message is an error of a block."""
-        if self._machine.finished:
-            return
         kind = messages.kind(message)
         if kind.startswith("radio_"):
             self._radio_status(kind, message)
