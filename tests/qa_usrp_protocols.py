@@ -115,19 +115,20 @@ def test_beam_sweep_and_joint_transmission(tmp_path):
         records.load_calibration(tmp_path / "calibration.h5", assembly.testbed, epoch=record.epoch + 1)
 
 
+def quality(outcome):
+    """Predicted variance of the phase between two ports over what their SNRs make of it, up to a constant."""
+    snr_db = np.array(outcome.report["pair_snr_db"], float)
+    return outcome.estimate.phase_std_rad[1] ** 2 / np.sum(10 ** (-np.array([snr_db[0, 1], snr_db[1, 0]]) / 10))
+
+
 def test_a_calibration_is_as_good_as_with_the_simulated_front_end_at_the_same_snr(tmp_path):
     assembly, _ = on_radio(TWO_USERS, tmp_path)
     _, on_radios = run(assembly)
     bed = replace(assembly.testbed, frontend="simulated",
                   calibration=replace(assembly.testbed.calibration, frequency=False))
-    _, simulated = run(Assembly(bed))
-
-    def quality(outcome):
-        """Predicted variance of the phase between the two ports over what their SNRs make of it, up to a constant."""
-        snr_db = np.array(outcome.report["pair_snr_db"], float)
-        return outcome.estimate.phase_std_rad[1] ** 2 / np.sum(10 ** (-np.array([snr_db[0, 1], snr_db[1, 0]]) / 10))
-
-    assert quality(on_radios) == pytest.approx(quality(simulated), rel=0.1)
+    # The phase noise that each run finds makes them differ, upwards only.
+    simulated = [quality(run(Assembly(replace(bed, seed=seed), verify=False))[1]) for seed in range(20)]
+    assert 0.98 * min(simulated) < quality(on_radios) < 1.25 * max(simulated)
 
 
 def test_two_users(tmp_path):
@@ -144,9 +145,25 @@ def test_synchronisation(tmp_path):
     _, outcome = run(assembly, duration_s=2.0)
     assert outcome.error is None
     report = outcome.report
+    # Eight bursts in a row leave a hertz or more: those over growing gaps make it fine enough for exchanges leads apart.
+    (frequency,) = [entry["followers"]["ap2"] for entry in report["history"] if entry["phase"] == "frequency"]
+    assert frequency["frequency_std_hz"] < 0.02
+    assert abs(frequency["frequency_hz"]) < 4 * frequency["frequency_std_hz"]
     assert report["synchronisations"] >= 2
     assert report["loss_db"] < 0.1
     assert "phase_error_deg" not in report
+
+
+def test_frequency_bursts_double_their_span_up_to_what_an_exchange_takes():
+    bed = testbed.parse(BEAMSYNC.replace("ARGS", '""'))
+    slots = [slot for slot in Assembly(bed, protocol="sync").schedule.slots if slot.purpose == "frequency_signal"]
+    ends = np.cumsum([slot.idle_samples + 512 for slot in slots])
+    assert ends[7] == 8 * 512
+    assert ends[8:] - ends[7:-1] == pytest.approx(ends[7:-1] + 512)
+    assert ends[-2] < 6 * bed.usrp.reactive_lead_s * bed.samp_rate <= ends[-1]
+    simulated = Assembly(replace(bed, frontend="simulated", beamsync=replace(bed.beamsync, internal_calibration="none")),
+                         protocol="sync")
+    assert not any(slot.idle_samples for slot in simulated.schedule.slots)
 
 
 def test_bidirectional_exchange(tmp_path):
