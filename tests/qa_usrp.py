@@ -131,6 +131,87 @@ def test_directions_at_different_frequencies_are_refused(usrp_array, tmp_path, m
         assert re.search(r"channel 3: .*carrier 2400000010\.0000 Hz for transmitting", bench.failure())
 
 
+@pytest.fixture
+def own_subdevices(usrp_array, monkeypatch):
+    """Sources and sinks with subdevices of their own, as with RFNoC; those that they were given, by block and board."""
+    from gnuradio import uhd
+
+    given = {}
+    for block in (uhd.usrp_source, uhd.usrp_sink):
+        monkeypatch.setattr(block, "set_subdev_spec", lambda self, specification, board: given.update(
+            {(self.symbol_name(), board): specification}))
+        monkeypatch.setattr(block, "get_subdev_spec", lambda self, board: given.get(
+            (self.symbol_name(), board), "A:A A:B"))
+    return given
+
+
+def test_every_source_and_sink_has_its_subdevices_on_every_board(usrp_array, tmp_path, own_subdevices):
+    specifications = {"rx_subdevices": ["A:B A:A", "A:B"], "tx_subdevices": ["A:A A:B", "A:A"]}
+    bench = Bench(usrp_array, tmp_path, channels={"ap1": [0, 1], "ap2": [2]}, settings=specifications)
+    for blocks, key in ((bench.array.sources, "rx_subdevices"), (bench.array.sinks, "tx_subdevices")):
+        assert [[block.get_subdev_spec(board) for board in range(2)] for block in blocks] == [specifications[key]] * 2
+
+
+@pytest.mark.parametrize("deaf", ["usrp_source", "usrp_sink"])
+def test_a_source_or_sink_with_another_map_of_channels_is_refused(usrp_array, tmp_path, monkeypatch, own_subdevices,
+                                                                  deaf):
+    from gnuradio import uhd
+
+    kind = getattr(uhd, deaf)
+    take, blocks = kind.set_subdev_spec, []
+
+    def first_only(self, specification, board):
+        blocks.append(self.symbol_name())
+        if self.symbol_name() == blocks[0]:
+            take(self, specification, board)
+
+    monkeypatch.setattr(kind, "set_subdev_spec", first_only)
+    one = {"rx_subdevices": ["A:A", "A:A"], "tx_subdevices": ["A:A", "A:A"]}
+    with pytest.raises(usrp_array.RadioError, match="equally many"):
+        Bench(usrp_array, tmp_path, channels={"ap1": [0], "ap2": [1]}, settings=one)
+
+
+def test_sources_and_sinks_are_told_the_time_of_a_tune_on_every_board(usrp_array, tmp_path, monkeypatch):
+    from gnuradio import uhd
+
+    timed, tuned = set(), []
+    for block in (uhd.usrp_source, uhd.usrp_sink):
+        def tell(self, when, board, block=block, call=block.set_command_time):
+            timed.add((block, board, when.get_real_secs()))
+            call(self, when, board)
+
+        def clear(self, board, call=block.clear_command_time):
+            timed.clear()
+            call(self, board)
+
+        def tune(self, request, index, call=block.set_center_freq):
+            tuned.append(set(timed))
+            return call(self, request, index)
+
+        monkeypatch.setattr(block, "set_command_time", tell)
+        monkeypatch.setattr(block, "clear_command_time", clear)
+        monkeypatch.setattr(block, "set_center_freq", tune)
+    with Bench(usrp_array, tmp_path) as bench:
+        bench.begin()
+    assert len(tuned) == 8  # both directions of four ports
+    for told in tuned:
+        assert {(block, board) for block, board, _ in told} == {
+            (block, board) for block in (uhd.usrp_source, uhd.usrp_sink) for board in range(2)}
+        assert len({when for *_, when in told}) == 1
+
+
+@pytest.mark.parametrize("shift", [3, -3])
+def test_a_time_that_no_board_has_taken_is_refused(usrp_array, tmp_path, monkeypatch, shift):
+    from gnuradio import uhd
+
+    with Bench(usrp_array, tmp_path) as bench:
+        wait_for(lambda: bench.told("radio_time"))
+        monkeypatch.setattr(uhd.usrp_source, "set_time_next_pps", lambda *_: None)
+        bench.align(shift)
+        error = bench.failure()
+    assert re.search(r"time source external: the boards read \d+ s at the PPS edge after their time was set to", error)
+
+
 def test_carriers_are_those_of_the_synthesizers_alone(usrp_array, tmp_path):
     with Bench(usrp_array, tmp_path, lo_step=7) as bench:
         bench.begin()

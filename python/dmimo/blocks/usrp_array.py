@@ -60,7 +60,7 @@ class usrp_array(gr.hier_block2):
         self.sources = [uhd.usrp_source(settings.device_args, stream, False) for stream in streams.values()]
         self._boards = range(self.sources[0].get_num_mboards())
         self._set_clocks()
-        self._set_subdevices(self.sources[0], settings.rx_subdevices)
+        self._set_subdevices(self.sources, settings.rx_subdevices)
         self._channels = self._map_channels(self.sources[0])
         for channel in (port.channel for port in settings.ports):
             if channel >= len(self._channels):
@@ -69,8 +69,8 @@ class usrp_array(gr.hier_block2):
                                        settings.samp_rate) for name, ports in settings.nodes.items()]
         _listeners.extend(self.listeners)
         self.sinks = [uhd.usrp_sink(settings.device_args, stream, "packet_len") for stream in streams.values()]
-        self._set_subdevices(self.sinks[0], settings.tx_subdevices)
-        if self._map_channels(self.sinks[0]) != self._channels:
+        self._set_subdevices(self.sinks, settings.tx_subdevices)
+        if any(self._map_channels(radio) != self._channels for radio in (*self.sources, *self.sinks)):
             raise RadioError("the boards' transmit and receive subdevices must be equally many")
         self.radio = RadioStart(settings, self.sources, self.sinks, self._channels)
         self._set_ports()
@@ -87,12 +87,14 @@ class usrp_array(gr.hier_block2):
             self.sources[0].set_clock_source(settings.clock_source, board)
             self.sources[0].set_time_source(settings.time_source, board)
 
-    def _set_subdevices(self, radio, specifications) -> None:
+    def _set_subdevices(self, radios, specifications) -> None:
         if specifications and len(specifications) != len(self._boards):
             raise RadioError(f"{len(specifications)} subdevice specifications: must be one for each of the "
                              f"{len(self._boards)} boards")
-        for board, specification in enumerate(specifications):
-            radio.set_subdev_spec(specification, board)
+        # Clocks are the boards' own, but with RFNoC each source and sink has a map of channels to itself.
+        for radio in radios:
+            for board, specification in enumerate(specifications):
+                radio.set_subdev_spec(specification, board)
 
     def _map_channels(self, radio) -> list[tuple[int, int]]:
         return board_channels([len(radio.get_subdev_spec(board).split()) for board in self._boards])
