@@ -19,7 +19,7 @@ RATE = 1e6
 def time_tag(offset, sample):
     tag = gr.tag_t()
     tag.offset, tag.key = offset, pmt.intern("rx_time")
-    tag.value = pmt.make_tuple(pmt.from_uint64(sample // 10**6), pmt.from_double(sample % 10**6 / 1e6))
+    tag.value = pmt.make_tuple(pmt.from_uint64(int(sample // 10**6)), pmt.from_double(sample % 10**6 / 1e6))
     return tag
 
 
@@ -79,6 +79,34 @@ def test_slot_across_a_discontinuity_is_lost_and_its_neighbours_are_not():
     received = receive(grants, [(1000, 130), (1180, 300)])
     assert sorted((grant.slot, status, samples.shape[1]) for grant, samples, status in received) == [
         (0, "ok", 100), (1, "lost", 0), (2, "ok", 100), (3, "ok", 100)]
+
+
+@pytest.mark.parametrize("max_items", [None, 50])
+def test_slots_off_the_sample_grid_are_lost_and_those_after_it_are_not(max_items):
+    grants = [Grant(k, 0, 1000 + 100 * k) for k in range(7)]
+    received = receive(grants, [(1000, 130), (1180.3, 200), (1450, 300)], max_items=max_items)
+    assert sorted((grant.slot, status) for grant, _, status in received) == [
+        (0, "ok"), (1, "lost"), (2, "lost"), (3, "lost"), (4, "lost"), (5, "ok"), (6, "ok")]
+    assert next(samples for grant, samples, _ in received if grant.slot == 5)[0, 0] == 1500
+
+
+def test_a_stream_may_begin_off_the_sample_grid():
+    received = receive([Grant(0, 0, 1300)], [(1000.3, 200), (1250, 200)])
+    assert received[0][2] == "ok"
+
+
+def test_a_second_start_knows_no_slots_of_the_first():
+    tb, rx = receiver([(1000, 150)])
+    rx.to_basic_block()._post(pmt.intern("grants"), grant_message(Grant(0, 0, 1000), Grant(1, 0, 1100)))
+    run_until(tb, lambda: tb.bursts.messages)
+    tb.disconnect_all()
+    again, bursts = gr.top_block(), message_sink()
+    for port in range(2):
+        again.connect(blocks.vector_source_c([0j] * 400, False, 1, [time_tag(0, 1000)]), (rx, port))
+    again.msg_connect(rx, "bursts", bursts, "in")
+    rx.to_basic_block()._post(pmt.intern("grants"), grant_message(Grant(2, 0, 1200)))
+    run_until(again, lambda: bursts.messages)
+    assert [grant.slot for grant, _, _ in slots(bursts.messages)] == [2]
 
 
 def test_consecutive_tags_without_a_gap_lose_nothing():
@@ -308,14 +336,14 @@ def test_slot_does_not_wait_for_the_next():
     assert [messages.burst(message).grants for message in tb.bursts.messages] == [[Grant(0, 0, 1000)]]
 
 
-@pytest.mark.parametrize(("segments", "tag", "text"), [
-    ([(0, 10)], False, "must begin with an rx_time tag"), ([(0, 10)], True, "+0.300 samples off the sample grid")])
-def test_stream_without_a_usable_time_is_an_error(segments, tag, text):
+@pytest.mark.parametrize(("tag", "text"), [
+    (False, "must begin with an rx_time tag"), (True, "must be a tuple of whole seconds and fraction")])
+def test_stream_without_a_time_is_an_error(tag, text):
     tb = gr.top_block()
     rx, errors = dmimo.burst_receiver("ap1", 1, 100, RATE, 256), message_sink()
-    off = time_tag(0, 0)
-    off.value = pmt.make_tuple(pmt.from_uint64(0), pmt.from_double(0.3e-6))
-    source = blocks.vector_source_c([0j] * 10, False, 1, [off] if tag else [])
+    wrong = time_tag(0, 0)
+    wrong.value = pmt.from_double(0)
+    source = blocks.vector_source_c([0j] * 10, False, 1, [wrong] if tag else [])
     tb.connect(source, rx)
     tb.msg_connect(rx, "error", errors, "in")
     run_until(tb, lambda: errors.messages)

@@ -75,7 +75,8 @@ def test_a_healthy_radio_passes_every_check(tmp_path):
     ({"lo_phase_quantum": 180, "late": "0@1"}, ["--retunes", 10], {
         "phase": ["board 0 (V0), channels 0, 1: steps of 180 degrees", "board 1 (V1), channels 2, 3", "2 states"],
         "timed_burst": ["board 1 (V1): 1 burst of ap2 late", "usrp.lead_s"]}),
-    ({"lo_phase_quantum": "none", "overflow": 0.6, "lost_ack": "2@1"}, ["--retunes", 10], {
+    ({"lo_phase_quantum": "none", "overflow": 0.6, "after_overflow": "continue", "lost_ack": "2@1"},
+     ["--retunes", 10], {
         "timed_burst": ["board 1 (V1), channel 2 (ap2:0): nothing is said of 1 burst"],
         "phase": ["board 0 (V0), channels 0, 1: random", "board 1 (V1), channels 2, 3: random", "epoch"],
         "stream": ["1 overflow at ap1 (board 0 (V0)), 10000 samples lost", "ap2 (board 1 (V1))", "governor"]}),

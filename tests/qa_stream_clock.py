@@ -50,12 +50,24 @@ def test_times_that_go_on_or_leave_samples_out_are_no_fault(tags):
     [
         ([(0, FIRST), (100, FIRST + 99)], "time went back by 1 samples to sample 3999099"),
         ([(0, FIRST), (CHUNK, FIRST + 50_000), (2 * CHUNK, FIRST)], f"went back by {50_000 + CHUNK} samples"),
-        ([(0, FIRST), (100, (4, 0.1000003))], "0.300 samples off the sample grid"),
-        ([(0, FIRST), (100, (4, 0.1000003)), (CHUNK, FIRST + CHUNK)], "off the sample grid"),
+        ([(0, FIRST), (100, (4, 0.1000003)), (CHUNK, FIRST + CHUNK - 1)], "time went back by 1 samples"),
     ],
 )
-def test_times_that_go_back_or_leave_the_grid_are_a_fault(tags, fault):
+def test_times_that_go_back_are_a_fault(tags, fault):
     assert fault in run(tags).fault
+
+
+@pytest.mark.parametrize(
+    ("tags", "off_grid"),
+    [
+        ([(0, FIRST), (100, (4, 0.1000003))], "0.300 samples off the sample grid"),
+        ([(0, FIRST), (100, (4, 0.1000003)), (CHUNK, FIRST + 2 * CHUNK)], None),
+    ],
+)
+def test_a_stream_off_the_sample_grid_is_told_until_it_is_on_the_grid(tags, off_grid):
+    clock = run(tags)
+    assert clock.fault is None
+    assert off_grid in clock.off_grid if off_grid else clock.off_grid is None
 
 
 def test_a_second_start_knows_nothing_of_the_first():

@@ -33,6 +33,12 @@ def exchange(bench):
     return np.concatenate([bench.last(name) for name in before])
 
 
+def last_begin(bench):
+    """Sample with which the streams have begun last, or will."""
+    commands = virtual.read_log(bench.log, "stream")
+    return max(entry["requested_time"] for entry in commands if entry["mode"] == "a") * RATE
+
+
 def gains(bench):
     """The same as it must be after the last tune."""
     return true_gains(bench.log)[:, :2] @ BURST
@@ -45,8 +51,8 @@ def gains(bench):
         ({"lo_lost": "0.2:1:1"}, "board 1 (V1), channel 2: its receive synthesizer is not locked"),
         ({"clock_jump": "0.2:1:0.001"}, "board 1 (V1) reads"),
         ({"clock_jump": "0.2:1:1"}, "board 1 (V1) reads"),
-        ({"overflow": 0.1, "overflow_shift": 0.3}, "node ap1: its receive stream has lost its time"),
-        ({"overflow": 0.1, "overflow_shift": -50000}, "node ap2: its receive stream has lost its time"),
+        ({"overflow": 0.1, "after_overflow": "continue", "overflow_shift": -50000},
+         "node ap2: its receive stream has lost its time"),
     ],
     ids=lambda value: "".join(value) if isinstance(value, dict) else "",
 )
@@ -68,15 +74,28 @@ def test_lost_clocks_end_the_epoch_by_name_and_the_radio_recovers(usrp_array, tm
     assert np.diff(samples).max() < 5 * RATE
 
 
-def test_an_ordinary_overflow_ends_no_epoch(usrp_array, tmp_path):
-    with Bench(usrp_array, tmp_path, overflow="0.1:0.2") as bench:
-        bench.begin()
-        wait_for(lambda: len(virtual.read_log(bench.log, "overflow")) == 4)
-        told = len(bench.told("radio_time"))
-        wait_for(lambda: len(bench.told("radio_time")) > told + 25)  # two watches at least
+@pytest.mark.parametrize("after", ["continue", "restart", "stop"])
+def test_an_ordinary_overflow_ends_no_epoch(usrp_array, tmp_path, after):
+    with Bench(usrp_array, tmp_path, overflow=1.2, after_overflow=after) as bench:
+        first = bench.begin()
+        wait_for(lambda: len(virtual.read_log(bench.log, "overflow")) == 2)
+        if after != "continue":
+            wait_for(lambda: last_begin(bench) > first)
+        wait_for(lambda: bench.array.now() * RATE > last_begin(bench))
         assert exchange(bench) == pytest.approx(gains(bench), abs=1e-3)
+    assert len(bench.told("radio_begin")) == 1
     assert bench.told("radio_epoch") == []
     assert bench.failures() == []
+
+
+def test_overflows_that_come_again_with_every_stream_end_the_run_by_name(usrp_array, tmp_path, monkeypatch):
+    monkeypatch.setattr("gnuradio.dmimo.blocks.radio_control.RESTART_TIMEOUT_S", 0.5)
+    with Bench(usrp_array, tmp_path, channels={"ap1": [0, 1]}, overflow=0.1) as bench:
+        bench.begin()
+        error = bench.failure()
+    assert "node ap1: the receive stream from board 0 (V0) is off its samples: " in error
+    assert "begun again for 0.5 s in vain" in error
+    assert len(virtual.read_log(bench.log, "overflow")) >= 2
 
 
 @pytest.mark.parametrize(

@@ -23,10 +23,10 @@ usrp:
 nodes:
   - {name: ap1, num_ports: 2, panel: PANEL}
   - {name: ap2, num_ports: 2, panel: PANEL, radio: {name: LAST}}
-slots: {slot_samples: 512, window: 16, watchdog_s: 2}
+slots: {slot_samples: 512, window: 16, watchdog_s: WATCHDOG}
 """
 FIRST_SLOT_S = 0.1  # after the streams' begin: the lead
-SHORT, LONG = 4, 32  # beams of a port: 32 slots of half a millisecond, or 2048
+SHORT, MIDDLE, LONG = 4, 8, 32  # beams of a port: 32 slots of half a millisecond, 128 or 2048
 MIDDLE_S = 1.2  # from the command to stream, somewhat before the next second, into the long sweep
 
 
@@ -38,7 +38,7 @@ def virtual_usrp():
 class Sweep:
     """The sweep of two access points of two ports each on one radio of two boards, or on two radios of one."""
 
-    def __init__(self, tmp_path, num_radios=1, beams=SHORT, **options):
+    def __init__(self, tmp_path, num_radios=1, beams=SHORT, watchdog_s=2, **options):
         self.log = tmp_path / "log.json"
         options = {"seed": 3, "log": self.log, "noise_db": -100, **options}
         if num_radios == 1:
@@ -50,6 +50,7 @@ class Sweep:
                   for name, row in zip(names, rows, strict=True)]  # fmt: skip
         text = SWEEP.replace("RADIOS", f"[{', '.join(radios)}]").replace("LAST", names[-1])
         text = text.replace("PANEL", f"{{num_antennas: {beams}, beams: {list(range(beams))}}}")
+        text = text.replace("WATCHDOG", str(watchdog_s))
         self.assembly = Assembly(testbed.parse(text))
         self.flowgraph = flowgraphs.testbed_flowgraph(self.assembly)
         self.scheduler = self.flowgraph.scheduler
@@ -77,7 +78,8 @@ class Sweep:
         ({"late": "5@1"}, 1),
         ({"underflow": "9@0"}, 1),
         ({"lost_ack": "12@0"}, 1),
-        ({"overflow": FIRST_SLOT_S + 5300e-6, "overflow_gap": 100e-6}, 1),  # in the 11th slot
+        # In the 11th slot.
+        ({"overflow": FIRST_SLOT_S + 5300e-6, "after_overflow": "continue", "overflow_gap": 100e-6}, 1),
     ],
     ids=["no fault", "late burst", "underflow", "lost acknowledgement", "overflow"],
 )
@@ -87,6 +89,17 @@ def test_a_beam_sweep_calibrates_the_boards_and_repeats_what_went_wrong(tmp_path
     assert error is None
     assert sweep.repeated == repeated
     assert np.all(calibration.trusted)
+    assert np.abs(calibration.c / sweep.truth() - 1) == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize("after", ["restart", "stop"])
+def test_an_overflow_that_ends_the_streams_costs_repeated_slots_only(tmp_path, monkeypatch, after):
+    monkeypatch.setattr("gnuradio.dmimo.blocks.radio_control.RESTART_TIMEOUT_S", 60.0)  # it comes with every stream
+    sweep = Sweep(tmp_path, beams=MIDDLE, overflow=0.5, after_overflow=after, watchdog_s=20)
+    calibration, error = sweep.run()
+    assert error is None
+    assert len(virtual.read_log(sweep.log, "overflow")) >= 2  # one of each node
+    assert sweep.repeated > 0
     assert np.abs(calibration.c / sweep.truth() - 1) == pytest.approx(0, abs=1e-3)
 
 
@@ -107,8 +120,8 @@ def test_two_radios_are_aligned_and_calibrate_as_one(tmp_path):
         (2, {"vanish_after": f"{MIDDLE_S}:0"}, r"radio rack[01]: board 0 \(R[01]V0\) no longer answers"),
         (1, {"ref_lost": f"{MIDDLE_S}:1"}, r"radio rack0: its epoch has ended: board 1 \(V1\) has lost its reference"),
         (1, {"clock_jump": f"{MIDDLE_S}:1:1"}, r"rack0: its epoch has ended: board 1 \(V1\) reads \d+ s at a PPS"),
-        (1, {"overflow": 0.4, "overflow_shift": -300000}, r"rack0: its epoch has ended: .* its time: time went back"),
-        (1, {"overflow": 0.4, "overflow_shift": 0.3}, r"0\.300 samples off the sample grid"),
+        (1, {"overflow": 0.4, "after_overflow": "continue", "overflow_shift": -300000},
+         r"rack0: its epoch has ended: .* its time: time went back"),
         (1, {"pps_skew": "1:1"}, r"radio rack0: board 1 \(V1\) reads \d+ s at a PPS edge where others read"),
     ],
 )

@@ -162,7 +162,7 @@ def test_a_slow_reader_loses_samples_and_the_next_time_tag_says_how_many(uhd, tm
 
 
 def test_an_overflow_can_be_made_up(uhd, tmp_path):
-    radio = one_board(uhd, tmp_path, overflow=[0.002, 0.004], overflow_gap=0.001)
+    radio = one_board(uhd, tmp_path, overflow=[0.002, 0.004], overflow_gap=0.001, after_overflow="continue")
     start = radio.soon()
     radio.start(start=start, num_samples=8000)
     try:

@@ -13,6 +13,10 @@ from fractions import Fraction
 MAX_RESIDUAL_SAMPLES = 0.01
 
 
+class OffGrid(ValueError):
+    """A time that belongs to no sample."""
+
+
 def rate_ratio(samp_rate: float) -> Fraction:
     """Sample rate as a ratio of integers, so that time arithmetic is exact."""
     if not 0 < samp_rate < math.inf:
@@ -36,10 +40,10 @@ def position(seconds: int, fraction: float, rate: Fraction) -> tuple[int, float]
 
 
 def sample_of(seconds: int, fraction: float, rate: Fraction) -> int:
-    """Sample of a device time; ValueError if the time lies off the sample grid by more than 0.01 sample."""
+    """Sample of a device time; OffGrid if the time lies off the sample grid by more than 0.01 sample."""
     sample, residual = position(seconds, fraction, rate)
     if abs(residual) > MAX_RESIDUAL_SAMPLES:
-        raise ValueError(f"time ({seconds}, {fraction}): {residual:+.3f} samples off the sample grid")
+        raise OffGrid(f"time ({seconds}, {fraction}): {residual:+.3f} samples off the sample grid")
     return sample
 
 

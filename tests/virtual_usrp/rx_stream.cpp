@@ -6,6 +6,12 @@
 
 namespace virtual_usrp {
 
+namespace {
+
+constexpr double RESTART_S = 0.05; // that RFNoC lets pass before it begins a stream anew after an overflow
+
+} // namespace
+
 RxStream::RxStream(std::vector<Source> sources, const uhd::stream_args_t& args)
     : _medium(sources.front().board->medium), _format(args.cpu_format.empty() ? "fc32" : args.cpu_format)
 {
@@ -171,8 +177,14 @@ Medium::HostTime RxStream::when_produced(uint64_t sample) const
     return _medium->host_time(latest);
 }
 
+// Streams of a given length are never begun anew.
+AfterOverflow RxStream::after_overflow() const
+{
+    return limit() == UINT64_MAX ? _channels.front().board->settings.after_overflow : AfterOverflow::CONTINUE;
+}
+
 // An overflow: samples up to `sample` are lost.
-void RxStream::jump(uint64_t sample, uhd::rx_metadata_t& metadata)
+void RxStream::overflow(uint64_t sample, uhd::rx_metadata_t& metadata)
 {
     metadata.error_code = uhd::rx_metadata_t::ERROR_CODE_OVERFLOW;
     metadata.has_time_spec = true;
@@ -181,6 +193,14 @@ void RxStream::jump(uint64_t sample, uhd::rx_metadata_t& metadata)
     board.write(board.line("overflow").add("time", metadata.time_spec.get_real_secs()).add("lost", sample - _next));
     _next = sample;
     _full = UINT64_MAX;
+    if (after_overflow() == AfterOverflow::STOP)
+        end();
+    if (after_overflow() != AfterOverflow::RESTART)
+        return;
+    for (Channel& channel : _channels) { // any tick: a third of a sample off the grid
+        channel.device_start += channel.step / 3;
+        channel.network_start += channel.step / 3;
+    }
 }
 
 size_t RxStream::ready(size_t wanted, uhd::rx_metadata_t& metadata)
@@ -194,6 +214,7 @@ size_t RxStream::ready(size_t wanted, uhd::rx_metadata_t& metadata)
         return 0;
     const Channel& first = _channels.front();
     const double rate = first.board->tick_rate() / static_cast<double>(first.step);
+    const auto restart = static_cast<uint64_t>(RESTART_S * rate);
     const auto buffer = static_cast<uint64_t>(first.board->settings.rx_buffer * rate);
     int64_t least = INT64_MAX;
     int64_t most = 0;
@@ -209,19 +230,20 @@ size_t RxStream::ready(size_t wanted, uhd::rx_metadata_t& metadata)
         return 0;
     }
     if (_next == _full) {
-        jump(fullest, metadata);
+        overflow(after_overflow() == AfterOverflow::RESTART ? fullest + restart : fullest, metadata);
         return 0;
     }
     uint64_t available = std::min({_full, limit(), static_cast<uint64_t>(std::max<int64_t>(0, least))});
     if (!_faults.empty()) {
         const uint64_t fault = _faults.front();
-        const uint64_t resumes = fault + static_cast<uint64_t>(first.board->settings.overflow_gap * rate);
+        const auto gap = static_cast<uint64_t>(first.board->settings.overflow_gap * rate);
+        const uint64_t resumes = fault + (after_overflow() == AfterOverflow::RESTART ? restart : gap);
         if (_next >= fault) {
             if (static_cast<int64_t>(resumes) > least)
                 return 0; // the radio is silent for so long
             _faults.erase(_faults.begin());
             if (resumes > _next)
-                jump(resumes, metadata);
+                overflow(resumes, metadata);
             for (Channel& channel : _channels)
                 channel.device_start += std::llround(channel.board->settings.overflow_shift * channel.step);
             return 0;

@@ -57,7 +57,8 @@ private:
     // Samples that may be read now, up to `wanted`; 0 with an error in the metadata, or with neither: wait.
     size_t ready(size_t wanted, uhd::rx_metadata_t& metadata);
     void fill(const buffs_type& buffs, size_t offset, size_t count, uhd::rx_metadata_t& metadata);
-    void jump(uint64_t sample, uhd::rx_metadata_t& metadata);
+    void overflow(uint64_t sample, uhd::rx_metadata_t& metadata);
+    AfterOverflow after_overflow() const;
     uhd::time_spec_t time_of(uint64_t sample) const;
     uint64_t limit() const;
     Medium::HostTime when_produced(uint64_t sample) const;

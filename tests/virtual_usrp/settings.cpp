@@ -194,6 +194,7 @@ Settings::Settings(const uhd::device_addr_t& args)
     lost_ack = reader.bursts("lost_ack");
     overflow = reader.list("overflow");
     std::sort(overflow.begin(), overflow.end());
+    after_overflow = static_cast<AfterOverflow>(reader.choice("after_overflow", {"restart", "continue", "stop"}));
     overflow_gap = reader.positive("overflow_gap", 0.01);
     overflow_shift = reader.value("overflow_shift", 0);
     unlocked = reader.boards("unlocked");

@@ -32,6 +32,8 @@ struct Outage
     double duration; // seconds; infinite where none is given
 };
 
+enum class AfterOverflow { RESTART, CONTINUE, STOP };
+
 struct Settings
 {
     explicit Settings(const uhd::device_addr_t& args);
@@ -73,7 +75,10 @@ struct Settings
     BurstFaults underflow;              // underflow=5: second half lost
     BurstFaults lost_ack;               // lost_ack=5: sent, but no BURST_ACK
     std::vector<double> overflow;       // overflow=0.5:2: seconds after the start of each stream
-    double overflow_gap;                // overflow_gap=0.01: seconds that are lost then
+    // after_overflow=restart: as with RFNoC, streams begin anew 50 ms later at any tick, off the sample grid;
+    // after_overflow=continue: overflow_gap later on the grid; after_overflow=stop: only with the next command
+    AfterOverflow after_overflow;
+    double overflow_gap;                // overflow_gap=0.01: seconds that an overflow made up loses, with `continue`
     double overflow_shift;              // overflow_shift=0: samples by which times are wrong after an overflow made up
     std::set<size_t> unlocked;          // unlocked=BOARD: ref_locked is false
     std::set<size_t> lo_unlocked;       // lo_unlocked=BOARD: lo_locked stays false

@@ -13,12 +13,12 @@ from . import messages
 from .guard import guarded
 from .lean import lean_sync_block
 from .memory import array_at
-from .timetags import RX_TIME, rate_ratio, sample_from_pmt
+from .timetags import RX_TIME, OffGrid, rate_ratio, sample_from_pmt
 
 LOST, NOT_FINITE = "lost", "samples are not finite"
 BURSTS = pmt.intern("bursts")
 HISTORY_SAMPLES = 16384  # GNU Radio's buffers take four times as much
-_start = attrgetter("start")
+_start, _offset = attrgetter("start"), attrgetter("offset")
 
 
 class burst_receiver(lean_sync_block):
@@ -29,6 +29,9 @@ class burst_receiver(lean_sync_block):
     samples; samples outside of slots are never touched. Slots that are found complete together go out as one PDU; none
     waits for another. A slot that a discontinuity cuts, or that is older than the history, is published alone and empty
     with status "lost"; one with NaN or infinity with "samples are not finite".
+
+    A tag whose time lies off the sample grid (some USRPs begin a stream anew at any tick after an overflow) says that
+    the samples after it belong to no slot: slots are not found in them, and lost once a time on the grid comes.
 
     A `delays` message on the port of the grants says by how many samples later than granted each port's slots are to be
     cut (the delay of its loop from transmitter to receiver), in slots armed before and after it.
@@ -75,14 +78,16 @@ class burst_receiver(lean_sync_block):
         return super().start()
 
     def stop(self):
-        """The buffers go with the run."""
+        """The buffers go with the run, and so do the slots that were armed in it."""
         self._reset()
+        self._waiting = []
         return super().stop()
 
     def _reset(self):
         # Samples first <= sample < end of the current segment can be read from the buffers of the last call of `work`,
         # in which `end` stands `position` items after the history.
         self._first = self._end = None
+        self._off_grid = False  # no sample has a time, since the last tag was off the grid
         self._position = self._count = 0
         self._capsules, self._views = [], None
 
@@ -127,23 +132,35 @@ class burst_receiver(lean_sync_block):
         tags = self.get_tags_in_window(0, 0, count, RX_TIME)
         if tags:
             offset = self.nitems_read(0)
-            for border, sample in sorted((tag.offset - offset, sample_from_pmt(tag.value, self._rate)) for tag in tags):
-                self._take(border)
-                if sample != self._end:
-                    self._first = self._end = sample
-                    self._serve()
+            for tag in sorted(tags, key=_offset):
+                self._take(tag.offset - offset)
+                self._set_time(tag.value)
         self._take(count)
-        # What is older is overwritten from now on.
-        self._first = max(self._first, self._end - self._history_samples)
+        if self._end is not None:  # what is older is overwritten from now on
+            self._first = max(self._first, self._end - self._history_samples)
         return count
+
+    def _set_time(self, value) -> None:
+        """Take the time of a tag for the sample that comes next."""
+        try:
+            sample = sample_from_pmt(value, self._rate)
+        except OffGrid:
+            self._first = self._end = None
+            self._off_grid = True
+            return
+        self._off_grid = False
+        if sample != self._end:
+            self._first = self._end = sample
+            self._serve()
 
     def _take(self, position: int) -> None:
         """Go on to the item `position` of this call."""
         if position == self._position:
             return
-        if self._end is None:
+        if self._end is not None:
+            self._end += position - self._position
+        elif not self._off_grid:
             raise ValueError("samples without a time: the stream must begin with an rx_time tag")
-        self._end += position - self._position
         self._position = position
         self._serve()
 

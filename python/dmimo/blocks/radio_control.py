@@ -19,7 +19,11 @@ from .stream_clock import stream_clock
 BEGIN, CONTROL, END, ERROR, STATUS = (pmt.intern(name) for name in ("begin", "control", "end", "error", "status"))
 REPORT_PERIOD_S = 0.05
 WATCH_PERIOD_S = 0.5
-SILENT_WATCHES = 4  # in a row without a sample: the stream has stopped
+SILENT_WATCHES = 3  # in a row without a sample: the stream has stopped
+DRAIN_S = 0.1  # without a sample: nothing of a stream that was ended is left
+MAX_DRAINS = 20
+STEADY_S = 1.0  # streams that go on for so long are in order again
+RESTART_TIMEOUT_S = 5.0  # for which streams may be begun again and again before they are steady
 ALIGN_TIMEOUT_S = 10.0
 RECOVERY_TIMEOUT_S = 10.0
 JOIN_TIMEOUT_S = 10.0
@@ -34,7 +38,9 @@ class radio_control(lean_message_block):
 
     Every half second each board must have kept its time, its lock and, by the PPS, its second, every synthesizer its
     lock, and every stream must have gone on. Where the clocks were lost, a new epoch begins: time, tuning and streams
-    are made anew. A board that no longer answers, or whose time or streams stand still, is an error.
+    are made anew. After an overflow some radios begin a stream anew off the sample grid, others end it: all streams
+    then begin once more on a whole second, in the same epoch, since neither time nor tuning were lost. A board that no
+    longer answers, whose time stands still or whose streams do not come back is an error.
 
     Parameters
     ----------
@@ -70,6 +76,7 @@ class radio_control(lean_message_block):
         self._first = 0  # sample with which the streams begin
         self._times: list[float] = []
         self._silent: list[tuple[int, int]] = []
+        self._troubled: float | None = None  # since when streams have been begun again [s], of the monotonic clock
         self.epoch = 0
         for port, handler in ((BEGIN, self.handle_begin), (CONTROL, self.handle_control)):
             self.message_port_register_in(port)
@@ -99,10 +106,9 @@ class radio_control(lean_message_block):
 
     def request(self, reason: str, action: Callable[[], None]) -> None:
         """Carry out what ends the epoch, at once in a radio that does not run."""
-        if self.running:
-            self._requests.put((reason, action))
-        else:
-            action()
+        self._requests.put((reason, action))
+        if not self.running:
+            self._carry_out_requests()
 
     @guarded
     def handle_begin(self, message):
@@ -203,21 +209,58 @@ class radio_control(lean_message_block):
 
     def _stream(self) -> None:
         """Tune, and let the streams begin."""
+        self._carry_out_requests()
         self._radio.tune()
+        self._begin(self._begin_streams())
+
+    def _begin_streams(self) -> int:
         for clock in self._clocks:
-            clock.fault = None  # of streams that are over
-        self._begin(self._radio.stream())
+            clock.fault = clock.off_grid = None  # of streams that are over
+        return self._radio.stream()
+
+    def _restart(self, reasons: Sequence[str]) -> None:
+        """Let all streams begin anew, in the same epoch."""
+        reason = "; ".join(reasons)
+        if self._troubled is None:
+            self._troubled = time.monotonic()
+        elif time.monotonic() - self._troubled > RESTART_TIMEOUT_S:
+            raise RadioError(f"{reason}; its streams were begun again for {RESTART_TIMEOUT_S:g} s in vain")
+        self._radio.log.warn(f"radio {self._name}: {reason}; the streams begin again")
+        self._radio.halt()
+        self._drain()
+        self._expect(self._begin_streams())
+
+    def _drain(self) -> None:
+        """Wait until nothing comes any more: gr-uhd gives the time of the new stream to the first sample that does."""
+        before = None
+        for _ in range(MAX_DRAINS):
+            counts = [clock.num_samples for clock in self._clocks]
+            if counts == before:
+                return
+            before = counts
+            self._wait(DRAIN_S)
 
     def _begin(self, sample: int) -> None:
+        self._troubled = None
+        self._expect(sample)
+        self._tell("radio_begin", sample=sample, epoch=self.epoch)
+
+    def _expect(self, sample: int) -> None:
+        """Watch from now on streams that begin with this sample."""
         self._first, self._times, self._silent = sample, [], [(clock.num_samples, 0) for clock in self._clocks]
         self._watched_at = time.monotonic()
-        self._tell("radio_begin", sample=sample, epoch=self.epoch)
 
     def _new_epoch(self, reason: str = "") -> None:
         """Begin an epoch; what ended the last one is told."""
         self.epoch = max(self.epoch + 1, time.time_ns() // 1000)
         if reason:
             self._tell("radio_epoch", epoch=self.epoch, reason=f"radio {self._name}: {reason}")
+
+    def _carry_out_requests(self) -> None:
+        """What was asked for before the streams begin, also in a run that is over, ends no epoch."""
+        while not self._requests.empty():
+            _, action = self._requests.get()
+            action()
 
     def _serve(self) -> None:
         """Carry out what was asked for since."""
@@ -241,7 +284,6 @@ class radio_control(lean_message_block):
             raise RadioError(f"{', '.join(map(self._radio.board_name, still))}: the device time stands still at "
                              f"{times[still[0]]:.3f} s")
         self._times = times
-        self._watch_streams()
         lost = [f"{self._radio.board_name(board)} has lost its reference, clock source "
                 f"{self._radio.settings.clock_source}" for board in self._radio.unlocked_references()]
         lost += self._radio.unlocked_synthesizers()
@@ -252,18 +294,32 @@ class radio_control(lean_message_block):
             lost += [f"node {node}: its receive stream has lost its time: {fault}"] if fault else []
         if lost:
             self._renew("; ".join(lost))
+        else:
+            self._watch_streams()
 
     def _watch_streams(self) -> None:
-        """Whether each source has given samples, from the device time on at which the streams begin."""
-        if self._radio.now_samples() < self._first:
+        """Whether each source gives samples on the grid, from the device time on at which the streams begin."""
+        passed = self._radio.now_samples() - self._first
+        if passed < 0:
             return
+        faults = self._stream_faults()
+        if faults:
+            self._restart(faults)
+        elif passed > STEADY_S * self._radio.rate and not any(silent for _, silent in self._silent):
+            self._troubled = None
+
+    def _stream_faults(self) -> list[str]:
+        faults = []
         for place, (node, clock) in enumerate(zip(self._radio.settings.nodes, self._clocks, strict=True)):
             before, silent = self._silent[place]
             silent = silent + 1 if clock.num_samples == before else 0
-            if silent > SILENT_WATCHES:
-                raise RadioError(f"node {node}: nothing has been received for {silent * WATCH_PERIOD_S:g} s from "
-                                 f"{', '.join(self._radio.boards_of(node))}")
             self._silent[place] = clock.num_samples, silent
+            boards = ", ".join(self._radio.boards_of(node))
+            if silent >= SILENT_WATCHES:
+                faults.append(f"node {node}: nothing has been received for {silent * WATCH_PERIOD_S:g} s from {boards}")
+            elif clock.off_grid:
+                faults.append(f"node {node}: the receive stream from {boards} is off its samples: {clock.off_grid}")
+        return faults
 
     def _renew(self, reason: str, shift: int = 0) -> None:
         """Begin a new epoch with time, tuning and streams made anew; the time goes on, by `shift` seconds ahead."""

@@ -7,7 +7,7 @@ import pmt
 from ..radio_time import rate_ratio
 from .guard import guarded
 from .lean import lean_sync_block
-from .timetags import RX_TIME, sample_from_pmt
+from .timetags import RX_TIME, OffGrid, sample_from_pmt
 
 CHUNK, CHUNK_S = 8192, 0.1  # samples that are looked at in one call, and how long they may take at low rates
 
@@ -15,8 +15,9 @@ CHUNK, CHUNK_S = 8192, 0.1  # samples that are looked at in one call, and how lo
 class stream_clock(lean_sync_block):
     """Counts the samples of a stream and holds its `rx_time` tags against that count.
 
-    A discontinuity that only loses samples is what every overflow is. One after which the time lies off the sample
-    grid or before that of the samples already received has lost the time itself.
+    A discontinuity that only loses samples is what every overflow is. Some radios begin the stream anew then, at any
+    tick: its time is right, but its samples lie off the sample grid until it begins again. A time before that of the
+    samples already received is no time any more.
 
     Parameters
     ----------
@@ -28,6 +29,8 @@ class stream_clock(lean_sync_block):
         Received since the start of the flowgraph.
     fault : str or None
         What was wrong with the time of the last discontinuity that lost it; to be reset by who reads it.
+    off_grid : str or None
+        How the samples that come now lie off the sample grid.
 
     Messages
     --------
@@ -42,7 +45,7 @@ class stream_clock(lean_sync_block):
         self.message_port_register_out(pmt.intern("error"))
 
     def _reset(self) -> None:
-        self.num_samples, self.fault = 0, None
+        self.num_samples, self.fault, self.off_grid = 0, None, None
         self._expected: tuple[int, int] | None = None  # offset and sample of the last tag
 
     def start(self):
@@ -61,9 +64,9 @@ class stream_clock(lean_sync_block):
 
     def _compare(self, offset: int, value) -> None:
         try:
-            sample = sample_from_pmt(value, self._rate)
-        except ValueError as error:
-            self.fault, self._expected = str(error), None
+            sample, self.off_grid = sample_from_pmt(value, self._rate), None
+        except OffGrid as error:
+            self.off_grid = str(error)
             return
         if self._expected is not None:
             expected = self._expected[1] + offset - self._expected[0]
