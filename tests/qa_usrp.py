@@ -102,6 +102,27 @@ def test_a_late_burst_names_its_board_and_the_other_one_is_sent(usrp_array, tmp_
     assert any("ap2" in error and "board 1" in error and "too late" in error for error in errors)
 
 
+@pytest.mark.parametrize(("channels", "options"), [
+    ({"ap1": [0], "ap2": [1]}, {}),
+    ({"ap1": [1]}, {}),
+    ({"ap1": [0]}, {"settings": {"tx_subdevices": ["A:B"], "rx_subdevices": ["A:B"]}}),
+])
+def test_events_of_one_queue_for_all_sinks_are_those_of_their_nodes(usrp_array, tmp_path, channels, options):
+    own = {"clock_source": "internal", "time_source": "internal", **options.get("settings", {})}
+    with Bench(usrp_array, tmp_path, channels=channels, mboards=1, settings=own, shared_events=1) as bench:
+        start = max(bench.begin(), bench.soon())
+        wanted = []
+        for burst in range(10):
+            for place, (name, used) in enumerate(channels.items()):
+                begin = start + (2 * burst + place) * SLOT
+                bench.send(name, begin, np.full((1, SLOT), 0.1))
+                wanted.append(("burst_ack", name, 0, 0, used[0], begin + SLOT))
+        events, errors = bench.events_now(len(wanted))
+    assert events == sorted(wanted)
+    assert errors == {""}
+    assert bench.failures() == []
+
+
 @pytest.mark.parametrize(
     ("fault", "named"),
     [

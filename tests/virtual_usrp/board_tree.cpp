@@ -58,7 +58,7 @@ void Board::publish(const uhd::property_tree::sptr& tree)
 
 void Board::publish_board(const uhd::property_tree::sptr& tree, const uhd::fs_path& root)
 {
-    constant<std::string>(tree, root / "name", "virtual");
+    constant<std::string>(tree, root / "name", settings.shared_events ? "B210" : "virtual");
     constant<std::string>(tree, root / "fw_version", "1.0");
     constant<std::string>(tree, root / "fpga_version", "1.0");
     uhd::usrp::mboard_eeprom_t eeprom;

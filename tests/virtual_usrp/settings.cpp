@@ -162,6 +162,7 @@ Settings::Settings(const uhd::device_addr_t& args)
     num_channels = static_cast<size_t>(reader.count("num_channels", 2, 1));
     dual = reader.choice("layout", {"single", "dual"}) == 1;
     lo_per_channel = reader.choice("lo_per_channel", {"0", "1"}) == 1;
+    shared_events = reader.choice("shared_events", {"0", "1"}) == 1;
     serial = reader.text("serial", "V");
     master_clock_rate = reader.value("master_clock_rate", 0);
     first_board = static_cast<size_t>(reader.count("first_board", 0, 0));

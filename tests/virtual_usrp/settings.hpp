@@ -43,6 +43,7 @@ struct Settings
     size_t num_channels;      // num_channels=2, per board
     bool dual;                // layout=single: subdevices A:A A:B ...; layout=dual: A:0 B:0 ..., one per slot
     bool lo_per_channel;      // lo_per_channel=0: one synthesizer per board and direction; 1: one per channel
+    bool shared_events;       // shared_events=1: B210, on which all transmit streams read one queue of events
     std::string serial;       // serial=V: board b is V<b>
     double master_clock_rate; // master_clock_rate=HZ; 0: a multiple of the first sample rate, at most 200 MHz
     size_t first_board;       // first_board=0: number of board 0 within the medium, where several devices share it

@@ -46,7 +46,8 @@ TxStream::TxStream(std::vector<Sink> sinks, const uhd::stream_args_t& args, std:
 void TxStream::report(const Channel& channel, async_metadata_t::event_code_t code, int64_t network_tick)
 {
     async_metadata_t message{};
-    message.channel = channel.number;
+    const Board& board = *channel.board;
+    message.channel = board.settings.shared_events ? board.front_ends(TX).at(channel.dsp) : channel.number;
     message.has_time_spec = true;
     message.time_spec = channel.board->device_time(network_tick);
     message.event_code = code;
@@ -225,13 +226,14 @@ bool TxStream::recv_async_msg(async_metadata_t& message, double timeout)
     const auto deadline = Clock::now() + std::chrono::duration_cast<Clock::duration>(
                                              std::chrono::duration<double>(std::max(0.0, timeout)));
     Lock lock(_medium->mutex);
+    AsyncMessages& messages = _channels.front().board->settings.shared_events ? *_shared : _messages;
     while (true) {
         check_underflow();
-        if (_messages.take(message))
+        if (messages.take(message))
             return true;
         if (Clock::now() >= deadline)
             return false;
-        const int64_t next = std::min(_messages.next(), dry_ns());
+        const int64_t next = std::min(messages.next(), dry_ns());
         auto until = deadline;
         if (next != NEVER)
             until = std::min(until, std::max(_medium->host_time(next), Clock::now() + std::chrono::microseconds(100)));

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What becomes of bursts in a radio: UHD's asynchronous messages, with names."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import pmt
 
@@ -25,12 +25,13 @@ ERRORS = {
 class radio_events(lean_message_block):
     """Names the events that one `usrp_sink` reports: which node, port, board and channel, at which sample, what.
 
+    Most devices tell each sink what became of its own bursts, by channels of its stream. Those of the B200 series have
+    one queue for all of their sinks, of which whichever asks first gets a message, and name channels of the device.
+
     Parameters
     ----------
-    node : str
-        Node whose ports the sink sends.
-    channels : sequence of (board, channel of the board, channel of the radio)
-        Of each port.
+    places : mapping of int to (node, port, board, channel of the board, channel of the radio)
+        What each channel in the sink's messages means.
     samp_rate : float
 
     Messages
@@ -41,9 +42,9 @@ class radio_events(lean_message_block):
         nearest to it otherwise) and `error`, what went wrong in words, empty for an acknowledgement.
     """
 
-    def __init__(self, node: str, channels: Sequence[tuple[int, int, int]], samp_rate: float):
+    def __init__(self, places: Mapping[int, tuple[str, int, int, int, int]], samp_rate: float):
         lean_message_block.__init__(self, "radio_events")
-        self._node, self._channels, self._rate = node, list(channels), rate_ratio(samp_rate)
+        self._places, self._rate = dict(places), rate_ratio(samp_rate)
         self.message_port_register_in(ASYNC)
         self.set_msg_handler(ASYNC, self.handle_async)
         for port in ("events", "error"):
@@ -53,9 +54,11 @@ class radio_events(lean_message_block):
     def handle_async(self, message):
         """Publish each event of a message of the sink."""
         content = pmt.cdr(message)
-        port = pmt.to_uint64(pmt.dict_ref(content, CHANNEL, pmt.PMT_NIL))
-        board, board_channel, channel = self._channels[port]
-        where = {"node": self._node, "port": port, "board": board, "channel": channel}
+        place = self._places.get(pmt.to_uint64(pmt.dict_ref(content, CHANNEL, pmt.PMT_NIL)))
+        if place is None:  # of a channel that nobody uses
+            return
+        node, port, board, board_channel, channel = place
+        where = {"node": node, "port": port, "board": board, "channel": channel}
         time = pmt.dict_ref(content, TIME, pmt.PMT_NIL)
         if pmt.is_pair(time):
             where["sample"], _ = position(pmt.to_long(pmt.car(time)), pmt.to_double(pmt.cdr(time)), self._rate)
@@ -63,7 +66,7 @@ class radio_events(lean_message_block):
         for index in range(pmt.length(codes)):
             event = pmt.symbol_to_string(pmt.nth(index, codes))
             error = "" if event == ACKNOWLEDGED else (
-                f"node {self._node}, port {port}: board {board}, channel {board_channel} of it: "
+                f"node {node}, port {port}: board {board}, channel {board_channel} of it: "
                 f"{ERRORS.get(event, event)}"
             )
             self.message_port_pub(EVENTS, messages.encode("radio_event", event=event, error=error, **where))

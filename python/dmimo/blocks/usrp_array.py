@@ -13,6 +13,7 @@ from .stream_clock import stream_clock
 # usrp_sink's event thread ends the process if a message of it finds no block to take it, and may outlive the flowgraph:
 # what listens to it is never given up.
 _listeners: list[radio_events] = []
+SHARED_EVENTS = "B2"  # beginning of the names of devices whose sinks read one queue of events
 
 
 class usrp_array(gr.hier_block2):
@@ -65,13 +66,12 @@ class usrp_array(gr.hier_block2):
         for channel in (port.channel for port in settings.ports):
             if channel >= len(self._channels):
                 raise RadioError(f"channel {channel}: the radio has channels 0 to {len(self._channels) - 1}")
-        self.listeners = [radio_events(name, [(*self._channels[port.channel], port.channel) for port in ports],
-                                       settings.samp_rate) for name, ports in settings.nodes.items()]
-        _listeners.extend(self.listeners)
         self.sinks = [uhd.usrp_sink(settings.device_args, stream, "packet_len") for stream in streams.values()]
         self._set_subdevices(self.sinks, settings.tx_subdevices)
         if any(self._map_channels(radio) != self._channels for radio in (*self.sources, *self.sinks)):
             raise RadioError("the boards' transmit and receive subdevices must be equally many")
+        self.listeners = [radio_events(places, settings.samp_rate) for places in self._event_places()]
+        _listeners.extend(self.listeners)
         self.radio = RadioStart(settings, self.sources, self.sinks, self._channels)
         self._set_ports()
         self.clocks = [stream_clock(settings.samp_rate) for _ in self.sources]
@@ -95,6 +95,17 @@ class usrp_array(gr.hier_block2):
         for radio in radios:
             for board, specification in enumerate(specifications):
                 radio.set_subdev_spec(specification, board)
+
+    def _event_places(self) -> list[dict[int, tuple[str, int, int, int, int]]]:
+        """What the channels in the messages of each sink mean, see `radio_events`."""
+        places = [{index: (name, index, *self._channels[port.channel], port.channel)
+                   for index, port in enumerate(ports)} for name, ports in self.settings.nodes.items()]
+        sink = self.sinks[0]
+        if not sink.get_usrp_info(0)["mboard_id"].startswith(SHARED_EVENTS):
+            return places
+        # Messages name the front end, 0 for A and 1 for B, whatever the channels are.
+        ends = [1 if entry.endswith("B") else 0 for entry in sink.get_subdev_spec(0).split()]
+        return [{ends[place[-1]]: place for own in places for place in own.values()}] * len(places)
 
     def _map_channels(self, radio) -> list[tuple[int, int]]:
         return board_channels([len(radio.get_subdev_spec(board).split()) for board in self._boards])
