@@ -8,8 +8,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import virtual_usrp_device as virtual
+from gnuradio.dmimo.blocks import messages
 from graph import wait_for
-from usrp_bench import SLOT, Bench
+from usrp_bench import NAME, SLOT, Bench
 from virtual_usrp_graph import FREQ, RATE, true_gains
 
 BURST = np.full((2, SLOT), 0.3 + 0j)
@@ -153,6 +154,42 @@ def test_a_radio_that_does_not_run_is_retuned_when_it_starts(usrp_array, tmp_pat
     with bench:
         bench.begin()
     assert {entry["freq"] for entry in virtual.read_log(bench.log, "tune")} == {FREQ + 1e6}
+    assert bench.told("radio_epoch") == []
+
+
+def test_what_is_asked_for_while_the_radio_is_tuned_is_done_before_the_streams_of_the_next_start(usrp_array, tmp_path):
+    bench, tuned = Bench(usrp_array, tmp_path), []
+    tune, bench.array.radio.tune = bench.array.radio.tune, lambda: tuned.append(tune())
+    with bench:
+        bench.align()
+        wait_for(lambda: virtual.read_log(bench.log, "tune"))
+        bench.array.retune(FREQ + 1e6)
+    assert tuned == []
+    bench.status.messages.clear()
+    with bench:
+        first = bench.begin()
+        count = len(virtual.read_log(bench.log, "tune"))
+        wait_for(lambda: bench.array.now() * RATE > first + RATE)  # two watches
+    assert len(virtual.read_log(bench.log, "tune")) == count
+    assert virtual.read_log(bench.log, "tune")[-1]["freq"] == FREQ + 1e6
+    assert bench.told("radio_epoch") == []
+
+
+def test_a_start_knows_no_alignment_of_the_run_before_and_no_fault_of_streams_that_are_over(usrp_array, tmp_path):
+    bench = Bench(usrp_array, tmp_path)
+    control, tune = bench.array.control, bench.array.radio.tune
+
+    def spoil():
+        bench.array.clocks[0].fault = "of streams that are over"
+        tune()
+
+    bench.array.radio.tune = spoil
+    control.handle_control(messages.encode("align", radio=NAME, seconds=3))
+    with bench:
+        first = bench.begin()
+        wait_for(lambda: bench.array.now() * RATE > first + RATE)  # two watches
+    assert len(virtual.read_log(bench.log, "time_next_pps")) == 2
+    assert bench.told("radio_begin")[0]["epoch"] > 0
     assert bench.told("radio_epoch") == []
 
 
