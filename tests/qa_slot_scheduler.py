@@ -56,11 +56,11 @@ def test_every_pacing_has_its_lead_and_a_late_burst_doubles_it(monkeypatch):
         bench.ready()
         first, second = bench.granted()
         bench.received([first, second])
-        bench.local_s = 120.0
+        bench.local_s = 104.0
         bench.sent("n1", first.start + SLOT)
         bench.sent("n1", second.start + 2, "time_error", "too late")
         (again,) = bench.granted()
-        assert again == Grant(1, 1, 123_200)
+        assert again == Grant(1, 1, 107_200)
         bench.received([again])
         bench.sent("n1", again.start + SLOT)
         bench.local_s = 130.0

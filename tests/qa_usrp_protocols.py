@@ -145,7 +145,7 @@ def test_synchronisation(tmp_path):
     _, outcome = run(assembly, duration_s=2.0)
     assert outcome.error is None
     report = outcome.report
-    # Eight bursts in a row leave a hertz or more: those over growing gaps make it fine enough for exchanges leads apart.
+    # Eight bursts in a row leave a hertz or more; those over growing gaps serve exchanges that are leads apart.
     (frequency,) = [entry["followers"]["ap2"] for entry in report["history"] if entry["phase"] == "frequency"]
     assert frequency["frequency_std_hz"] < 0.02
     assert abs(frequency["frequency_hz"]) < 4 * frequency["frequency_std_hz"]
@@ -161,7 +161,8 @@ def test_frequency_bursts_double_their_span_up_to_what_an_exchange_takes():
     assert ends[7] == 8 * 512
     assert ends[8:] - ends[7:-1] == pytest.approx(ends[7:-1] + 512)
     assert ends[-2] < 6 * bed.usrp.reactive_lead_s * bed.samp_rate <= ends[-1]
-    simulated = Assembly(replace(bed, frontend="simulated", beamsync=replace(bed.beamsync, internal_calibration="none")),
+    simulated = Assembly(replace(bed, frontend="simulated",
+                                 beamsync=replace(bed.beamsync, internal_calibration="none")),
                          protocol="sync")
     assert not any(slot.idle_samples for slot in simulated.schedule.slots)
 

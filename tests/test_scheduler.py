@@ -429,6 +429,24 @@ def test_what_is_said_of_bursts_before_an_attempt_was_released_is_not_about_it()
     assert machine.completed == 3  # nothing is repeated once more
 
 
+@pytest.mark.parametrize("window", [2, 1])
+def test_a_burst_that_is_not_confirmed_in_time_is_repeated_without_the_watchdog(window):
+    schedule, machine = make(windows=(window,), count=2, confirmed={"a": 1}, confirmation_samples=3000)
+    actions = begin(schedule, machine)
+    while actions:
+        grants = actions[0].grants
+        actions = []
+        for node in NODES:
+            actions += machine.acknowledge(node, grants)
+    last = max(grants, key=lambda grant: grant.start)
+    machine.sent("a", 0, last.start + 100)
+    end = last.start - 100 + 100 + 3000  # of the patience with the burst before
+    assert machine.time(end) == []
+    (release,) = machine.time(end + 1)
+    assert release.grants[0].slot == 0
+    assert release.grants[0].attempt == 1
+
+
 def test_the_rest_of_a_burst_that_was_not_sent_does_not_spoil_the_next_one():
     schedule, machine = make(windows=(2,), count=2, confirmed={"a": 1})
     first, second = begin(schedule, machine)[0].grants

@@ -16,6 +16,7 @@ from .lean import lean_message_block
 
 CONTROL, PHASES, FINISHED = (pmt.intern(name) for name in ("control", "phases", "finished"))
 WATCHDOG = pmt.intern("watchdog")
+CONFIRMATION_S = 3.0  # gr-uhd tells of one port after the other, a tenth or two of a second each
 MAX_LEAD_S = 1.0  # of late bursts; what is asked for may be more
 EARLY_S = 0.2  # more than the lead: the time of a radio comes every 50 ms, and messages take time
 JOIN_TIMEOUT_S = 10.0
@@ -338,5 +339,6 @@ def _leads(samp_rate: float | None, lead_s: float, reactive_lead_s: float) -> di
     if min(lead_s, reactive_lead_s) < 0:
         raise ValueError(f"lead_s = {lead_s}, reactive_lead_s = {reactive_lead_s}: must not be negative")
     seconds = {"lead_samples": lead_s, "reactive_lead_samples": reactive_lead_s, "early_samples": EARLY_S,
+               "confirmation_samples": CONFIRMATION_S,
                "max_lead_samples": max(MAX_LEAD_S, lead_s, reactive_lead_s)}
     return {key: round(value * samp_rate) for key, value in seconds.items()}

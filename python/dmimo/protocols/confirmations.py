@@ -68,6 +68,14 @@ class Confirmations:
         known = [grant for grant, released in awaited.items() if released <= sample]
         return [grant for grant in known if grant.start <= sample] or known
 
+    def overdue(self, before: int) -> list[tuple[str, Grant]]:
+        """Ports and attempts that began before this sample and are still not confirmed; they are awaited no more."""
+        found = [(name, grant) for name, own in self._awaited.items() for grant in own if grant.start < before]
+        for name, grant in found:
+            del self._awaited[name][grant]
+            self._unsent[name] = grant
+        return found
+
     def forget(self, slot: int) -> None:
         """Attempts at this slot are over."""
         for grants in self._awaited.values():

@@ -7,7 +7,7 @@ phase's end, so that the run on the air is the same whatever the order in which 
 
 import itertools
 from bisect import insort
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .confirmations import OK, Confirmations
@@ -72,13 +72,16 @@ class SlotScheduler:
     early_samples : int
         How much longer than that before its start a slot may be released where the `time` is told and nothing is in
         flight. Slots that begin later, of a paced phase for example, are held until then.
+    confirmation_samples : int, optional
+        How long after its slot a burst may be confirmed, where the `time` is told; None: until the watchdog asks.
 
     Every event method returns the actions to carry out, in order. After `Finished` all events are ignored.
     """
 
     def __init__(self, schedule: Schedule, *, max_attempts: int = 3, first_start: int = 0, guard_samples: int = 0,
                  until_sample: int = 0, confirmed: Mapping[str, int] | None = None, lead_samples: int = 0,
-                 reactive_lead_samples: int = 0, max_lead_samples: int = 0, early_samples: int = 0):
+                 reactive_lead_samples: int = 0, max_lead_samples: int = 0, early_samples: int = 0,
+                 confirmation_samples: int | None = None):
         if max_attempts < 1:
             raise ValueError(f"max_attempts = {max_attempts}: must be at least 1")
         if min(lead_samples, reactive_lead_samples) < 0:
@@ -96,6 +99,7 @@ class SlotScheduler:
         self._pending: dict[int, Grant] = {}  # attempts in flight, by slot
         self._awaited: dict[str, set[Grant]] = {node: set() for node in schedule.nodes}  # which of them, by node
         self._confirmations = Confirmations(confirmed or {}, schedule.slot_samples)
+        self._patience = None if confirmation_samples is None else schedule.slot_samples + confirmation_samples
         self._spoiled: dict[int, dict[str, str]] = {}  # bursts not sent in a lock-step phase, by slot and port
         self._leads, self._max_lead = (reactive_lead_samples, lead_samples), max_lead_samples
         self._early = early_samples
@@ -158,11 +162,16 @@ class SlotScheduler:
         sender, grant = meant
         if late:
             self._lengthen_lead(grant)
-        if status != OK:
-            failures = self._spoiled if self._in_lock_step else self._failures
-            failures.setdefault(grant.slot, {})[sender] = status
+        return self._confirmed([(sender, grant, status)])
+
+    def _confirmed(self, told: Sequence[tuple[str, Grant, str]]) -> list[Action]:
+        """Go on after what was told of bursts: sender, attempt, and "ok" or what went wrong."""
+        failures = self._spoiled if self._in_lock_step else self._failures
+        for sender, grant, status in told:
+            if status != OK:
+                failures.setdefault(grant.slot, {})[sender] = status
         if not self._in_lock_step:
-            return self._settle({grant})
+            return self._settle({grant for _, grant, _ in told})
         return [] if self._pending else self._advance()
 
     def _lengthen_lead(self, grant: Grant) -> None:
@@ -188,6 +197,8 @@ class SlotScheduler:
     def time(self, sample: int) -> list[Action]:
         """It is this absolute sample on the radios: no slot that is released from now on begins before the lead."""
         self._now = sample
+        if overdue := [] if self._patience is None else self._confirmations.overdue(sample - self._patience):
+            return self._confirmed([(name, grant, "not confirmed") for name, grant in overdue])
         return self._advance() if self.holding and sample >= self._held_until else []
 
     def _keep_lead(self, idle_samples: int = 0) -> None:
