@@ -2,6 +2,7 @@
 """Every protocol on virtual USRPs of 2 boards x 2 channels, from the same testbed file as a simulation."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from gnuradio.dmimo.assembly import Assembly
 from gnuradio.dmimo.recording import Recorder
 from virtual_usrp_graph import true_gains
 
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 NOISE_DB = -55  # some 20 dB below what a port hears of another
 LOOP_DELAYS = [40, 40, 43, 44]  # samples
 
@@ -197,6 +199,14 @@ def test_a_board_that_vanishes_ends_the_run_with_its_name(tmp_path):
     assembly, _ = on_radio(text, tmp_path, vanish_after="1:1")
     _, outcome = run(assembly)
     assert "board 1 (V1)" in outcome.error
+
+
+def test_the_virtual_rack_of_the_examples_is_coherent():
+    virtual.use()
+    assembly = Assembly.load(EXAMPLES / "virtual_rack.yml")
+    _, outcome = run(assembly)
+    assert outcome.error is None
+    assert outcome.report["ideal_gain_db"] - outcome.report["coherent_gain_db"] < 0.1
 
 
 @pytest.mark.parametrize(("old", "new", "words"), [
