@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The scheduler block with radios that are nothing but messages: common time, begin, leads, silence."""
 
+import numpy as np
 import pmt
 import pytest
 from gnuradio import dmimo, gr
@@ -202,3 +203,15 @@ def test_radios_that_the_scheduler_was_not_told_of_are_an_error(monkeypatch):
 def test_wrong_options_are_refused_by_name(options):
     with pytest.raises(ValueError, match=f"{next(iter(options))} = "):
         dmimo.slot_scheduler(SCHEDULE, **{"radios": ["r1"], "samp_rate": RATE, **options})
+
+
+@pytest.mark.parametrize(("carriers", "refused"), [
+    ([[2.4e9, 2.4e9]], False), ([[2.4e9, 2.4e9 + 1]], True), (None, False)])
+def test_radios_that_share_a_reference_must_share_their_carriers(monkeypatch, carriers, refused):
+    with Bench(monkeypatch) as bench:
+        bench.time("r1", 3.0, 8)
+        bench.time("r2", 3.0, 8)
+        bench.status("radio_begin", radio="r1", sample=107_000, epoch=7, carriers=np.array([[2.4e9, 2.4e9]]))
+        more = {} if carriers is None else {"carriers": np.array(carriers)}
+        bench.status("radio_begin", radio="r2", sample=107_000, epoch=7, **more)
+        assert ("radio r2 came to" in (bench.block.error or "")) is refused

@@ -4,7 +4,14 @@
 import re
 
 import pytest
-from gnuradio.dmimo.radio_settings import RadioPort, RadioSettings, Tuned, board_channels, carrier_faults
+from gnuradio.dmimo.radio_settings import (
+    RadioPort,
+    RadioSettings,
+    Tuned,
+    board_channels,
+    carrier_faults,
+    unequal_carriers,
+)
 
 FREQ = 2.4e9
 PORTS = [RadioPort(channel, FREQ) for channel in range(3)]
@@ -96,3 +103,10 @@ def test_a_retune_changes_the_carrier_of_all_ports_and_nothing_else():
     assert settings.retuned(None) is settings
     with pytest.raises(ValueError, match="center_freq"):
         settings.retuned(0.0)
+
+
+def test_radios_on_one_reference_that_come_to_different_carriers_are_named():
+    same = {"r1": [(2.4e9, 2.4e9 + 3), (5e9, 5e9)], "r2": [(5e9, 5e9), (2.4e9, 2.4e9 + 3)]}
+    assert unequal_carriers(same) == ""
+    text = unequal_carriers({**same, "r3": [(2.4e9, 2.4e9 + 2)]})
+    assert "radio r3 came to 2400000002.0000 Hz, radio r1 to 2400000003.0000 Hz" in text

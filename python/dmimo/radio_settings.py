@@ -102,6 +102,22 @@ class Tuned(NamedTuple):
     carrier_hz: float
 
 
+def unequal_carriers(carriers: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """What is wrong with the carriers, (asked for, tuned to), of radios on one reference; empty if nothing is.
+
+    Synthesizers of different models may come to different carriers, and nobody looks for frequencies between radios
+    that share a reference.
+    """
+    first: dict[float, tuple[str, float]] = {}
+    for radio, pairs in carriers.items():
+        for asked_hz, carrier_hz in pairs:
+            other, other_hz = first.setdefault(asked_hz, (radio, carrier_hz))
+            if not abs(carrier_hz - other_hz) <= MAX_CARRIER_ERROR_HZ:
+                return (f"center_freq = {asked_hz:.0f} Hz: radio {radio} came to {carrier_hz:.4f} Hz, radio {other} "
+                        f"to {other_hz:.4f} Hz: must be one that both can make, such as a multiple of 10 MHz")
+    return ""
+
+
 def board_channels(channels_of_boards: Sequence[int]) -> list[tuple[int, int]]:
     """Board, and channel on it, of each channel of a multi_usrp whose boards have so many channels."""
     return [(board, channel) for board, count in enumerate(channels_of_boards) for channel in range(count)]

@@ -31,7 +31,8 @@ type        keys                                             meaning
 =========== ================================================ ==========================================================
 radio_time  radio, sample                                    device time at which this was sent; every 50 ms
 align       radio, seconds                                   shift the time by so many whole seconds, then go on
-radio_begin radio, sample, epoch                             the streams run from this sample on
+radio_begin radio, sample, epoch; carriers (asked for, tuned the streams run from this sample on
+            to) [Hz] with a reference that radios share
 radio_epoch radio, epoch, reason                             another epoch has begun: a retune, a gain change, lost time
 radio_event event, node, port, board, channel, error;        what became of a burst of a port: UHD's event, error empty
             sample where the radio gives a time              or what went wrong

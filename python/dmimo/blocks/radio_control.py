@@ -8,8 +8,10 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+import numpy as np
 import pmt
 
+from ..testbed_sections import SHARED_SOURCES
 from . import messages
 from .guard import guarded
 from .lean import lean_message_block
@@ -57,7 +59,8 @@ class radio_control(lean_message_block):
     --------
     control : `align` {radio, seconds}: shift the time by whole seconds at a PPS edge; `end` ends the block.
     status : `radio_time` {radio, sample}: device time, every 50 ms; `radio_begin` {radio, sample, epoch}: streams run
-        from this sample on; `radio_epoch` {radio, epoch, reason}: this epoch has begun, since something ended the last.
+        from this sample on, with the ports' `carriers` (asked for, tuned to) [Hz] on a reference that radios share;
+        `radio_epoch` {radio, epoch, reason}: this epoch has begun, since something ended the last.
     error : what went wrong, with the radio's name and the board.
     end : to the sources' `system` ports when the run has ended, so that a flowgraph may end without being stopped.
     """
@@ -243,7 +246,9 @@ class radio_control(lean_message_block):
     def _begin(self, sample: int) -> None:
         self._troubled = None
         self._expect(sample)
-        self._tell("radio_begin", sample=sample, epoch=self.epoch)
+        shared = self._radio.settings.clock_source in SHARED_SOURCES
+        carriers = {"carriers": np.array(self._radio.carriers)} if shared else {}
+        self._tell("radio_begin", sample=sample, epoch=self.epoch, **carriers)
 
     def _expect(self, sample: int) -> None:
         """Watch from now on streams that begin with this sample."""

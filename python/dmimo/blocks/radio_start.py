@@ -44,6 +44,8 @@ class RadioStart:
     ----------
     wait : callable(seconds)
         What all waits are made of.
+    carriers : list of (float, float)
+        Carrier of each port as asked for and as tuned to, in Hz; empty before.
     """
 
     def __init__(self, settings: RadioSettings, sources: Sequence, sinks: Sequence,
@@ -53,6 +55,7 @@ class RadioStart:
         self.boards = range(self.sources[0].get_num_mboards())
         self.rate = rate_ratio(settings.samp_rate)
         self.wait: Callable[[float], None] = time.sleep
+        self.carriers: list[tuple[float, float]] = []
         self.log = gr.logger("radio")
         self._serials: dict[int, str] = {}
         for port, source, _, index in self.members():  # a board that has vanished can no longer be asked for it
@@ -194,8 +197,10 @@ class RadioStart:
         if not self.soon(lambda: self.now() >= settled, TUNE_LEAD_S + self.settings.settle_s + LOCK_TIMEOUT_S):
             raise RadioError(f"{self.board_name(0)}: the device time stands still at {self.now():.3f} s")
         self.check_locks()
-        tuned = ([_tuned(*result) for result in results] for results in (tx, rx))
-        faults = carrier_faults(self.settings.ports, *tuned)
+        sent, received = ([_tuned(*result) for result in results] for results in (tx, rx))
+        self.carriers = [(port.center_freq, one.carrier_hz)
+                         for port, one in zip(self.settings.ports, received, strict=True)]
+        faults = carrier_faults(self.settings.ports, sent, received)
         if faults:
             raise RadioError("not tuned to one carrier: " + "; ".join(faults))
 

@@ -10,6 +10,7 @@ import pmt
 from ..protocols import scheduler as machine
 from ..protocols.slots import Schedule
 from ..radio_clock import Radios
+from ..radio_settings import unequal_carriers
 from . import messages
 from .guard import guarded
 from .lean import lean_message_block
@@ -82,6 +83,7 @@ class slot_scheduler(lean_message_block):
         self._until = until_sample
         self._radio_names, self._samp_rate = tuple(radios), samp_rate
         self._radios: Radios | None = None
+        self._carriers: dict[str, Sequence[tuple[float, float]]] = {}
         self._radio_timeout_s = radio_timeout_s
         if self._radio_names:
             self._options |= _leads(samp_rate, lead_s, reactive_lead_s)
@@ -156,6 +158,7 @@ class slot_scheduler(lean_message_block):
         self._forget()
         if self._radio_names:
             self._radios = Radios(self._radio_names, self._samp_rate)
+            self._carriers.clear()
             self._waiting_since = time.monotonic()
         else:
             self._begin_run(0, 0)
@@ -233,6 +236,7 @@ class slot_scheduler(lean_message_block):
             if self._began:
                 self._interrupt(radio, "it has begun anew")
             self._radios.begun(radio, messages.get(message, "sample"), messages.get(message, "epoch"))
+            self._compare_carriers(radio, messages.values(message).get("carriers", ()))
         elif kind == "radio_epoch":
             self._radios.interrupted(radio, messages.get(message, "epoch"))
             self._interrupt(radio, messages.get(message, "reason"))
@@ -240,6 +244,12 @@ class slot_scheduler(lean_message_block):
             self._epoch = self._radios.epoch
             first = self._radios.first_sample + self._options["lead_samples"]
             self._begin_run(self._identity["run"], max(self._machine.end_sample, first))
+
+    def _compare_carriers(self, radio: str, carriers: Sequence[tuple[float, float]]) -> None:
+        """Radios that share a reference must have come to the same carriers."""
+        self._carriers[radio] = carriers
+        if fault := unequal_carriers(self._carriers):
+            self._act(self._machine.failed(fault))
 
     def _align(self) -> None:
         """Tell the radios how to come to a common time, once they are known well enough; a run has one."""
