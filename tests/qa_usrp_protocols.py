@@ -16,12 +16,14 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 NOISE_DB = -55  # some 20 dB below what a port hears of another
 LOOP_DELAYS = [40, 40, 43, 44]  # samples
 
-SWEEP = """
+RACK = """\
 version: 1
-name: a rack of two boards
 frontend: usrp
 center_freq: 2.4e+9
 usrp: {radios: [{name: rack, args: ARGS}]}
+"""
+SWEEP = RACK + """\
+name: a rack of two boards
 nodes:
   - {name: ap1, num_ports: 1, radio: {channels: [0]}}
   - {name: ap2, num_ports: 2, radio: {channels: [3, 2]}}
@@ -30,11 +32,7 @@ noise: {snr_db: 20}
 slots: {slot_samples: 512, prefix_samples: 32, pilot_samples: 128, watchdog_s: 5}
 verification: {repeats: 4, random_starts: 16}
 """
-TWO_USERS = """
-version: 1
-frontend: usrp
-center_freq: 2.4e+9
-usrp: {radios: [{name: rack, args: ARGS}]}
+TWO_USERS = RACK + """\
 nodes:
   - {name: ap1}
   - {name: ap2}
@@ -44,11 +42,7 @@ slots: {slot_samples: 512, watchdog_s: 5}
 verification: {repeats: 2, random_starts: 4}
 multiuser: {precoder: zero_forcing, random_starts: 4}
 """
-BEAMSYNC = """
-version: 1
-frontend: usrp
-center_freq: 2.4e+9
-usrp: {radios: [{name: rack, args: ARGS}]}
+BEAMSYNC = RACK + """\
 nodes:
   - {name: ap1, num_ports: 1, radio: {channels: [0]}}
   - {name: ap2, num_ports: 2, radio: {channels: [2, 3]}}
@@ -57,11 +51,7 @@ slots: {slot_samples: 512, lead_samples: 16, prefix_samples: 32, pilot_samples: 
 verification: {uplink_repeats: 2, repeats: 2, random_starts: 4}
 beamsync: {sync_samples: 128, linewidth_hz: 1.0e-5, drift_hz: 0.01, watches: 2, duration_s: 2, max_interval_s: 2}
 """
-BIDIRECTIONAL = """
-version: 1
-frontend: usrp
-center_freq: 2.4e+9
-usrp: {radios: [{name: rack, args: ARGS}]}
+BIDIRECTIONAL = RACK + """\
 nodes:
   - {name: trp1}
   - {name: trp2}

@@ -66,9 +66,9 @@ def _check_node(document: Document, testbed: Testbed, index: int, node: Node) ->
 
 
 def _check_channels(document: Document, testbed: Testbed) -> None:
-    owner: dict[tuple[str | None, int], str] = {}
+    owner: dict[tuple[str, int], str] = {}
     for index, node in enumerate(testbed.nodes):
-        radio = node.radio.name or testbed.usrp.radios[0].name
+        radio = testbed.usrp.radio_of(node)
         for position, channel in enumerate(node.radio.channels):
             other = owner.setdefault((radio, channel), node.name)
             if other != node.name or channel in node.radio.channels[:position]:
@@ -112,9 +112,9 @@ def _check_hosts(document: Document, testbed: Testbed) -> None:
 
 def _check_owners(document: Document, testbed: Testbed, host_of: dict[str, str]) -> None:
     """Each radio belongs to one host."""
-    users: dict[str | None, Node] = {}
+    users: dict[str, Node] = {}
     for index, node in enumerate(testbed.nodes):
-        other = users.setdefault(node.radio.name or testbed.usrp.radios[0].name, node)
+        other = users.setdefault(testbed.usrp.radio_of(node), node)
         if host_of.get(node.name) != host_of.get(other.name):
             where = _places((other, node), host_of)
             raise document.error(("nodes", index, "radio"), f"the radio of {other.name}, too: {where}; must be one")

@@ -11,14 +11,9 @@ from .testbed import Node, Radio, Testbed
 from .testbed_sections import per_port
 
 
-def radio_of(bed: Testbed, node: Node) -> str:
-    """Name of the radio that a node's ports belong to."""
-    return bed.usrp.radios[0].name if node.radio.name is None else node.radio.name
-
-
 def nodes_of(bed: Testbed, radio: str) -> list[Node]:
     """Nodes of a radio, in the order of the file."""
-    return [node for node in bed.nodes if radio_of(bed, node) == radio]
+    return [node for node in bed.nodes if bed.usrp.radio_of(node) == radio]
 
 
 def channels(bed: Testbed, radio: str) -> dict[str, tuple[int, ...]]:

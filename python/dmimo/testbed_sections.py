@@ -129,6 +129,10 @@ class Usrp:
     settle_s: float = 0.1
     loop_delay: Literal["measured", "given"] = "measured"
 
+    def radio_of(self, node: Node) -> str:
+        """Name of the radio that a node's ports belong to."""
+        return self.radios[0].name if node.radio.name is None else node.radio.name
+
     @property
     def shares_reference(self) -> bool:
         """Whether all boards run on one frequency reference: a cable brings it to them, or there is a single board."""
