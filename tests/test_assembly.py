@@ -4,8 +4,9 @@
 import numpy as np
 import pytest
 from gnuradio.dmimo import testbed
-from gnuradio.dmimo.assembly import Assembly, noise_variance
+from gnuradio.dmimo.assembly import Assembly
 from gnuradio.dmimo.direct import DirectRun
+from gnuradio.dmimo.simulated import noise_variance
 from gnuradio.dmimo.simulation.propagation import Geometric, Rayleigh
 
 TEXT = """
@@ -92,7 +93,7 @@ verification: {repeats: 4, random_starts: 4, cooperating: [1, 2, 4]}
 def test_propagation_keys_reach_the_model(monkeypatch):
     seen = {}
     for model in (Geometric, Rayleigh):
-        monkeypatch.setattr(f"gnuradio.dmimo.assembly.{model.__name__}",
+        monkeypatch.setattr(f"gnuradio.dmimo.simulated.{model.__name__}",
                             lambda _model=model, **given: seen.update(given) or _model(**given))
     Assembly(testbed.parse(LINE_OF_SIGHT)).network()
     assert [seen[key] for key in ("num_paths", "rice_factor_db", "cross_polarisation_db")] == [0, 9.0, 8.0]

@@ -13,20 +13,16 @@ from typing import Literal
 
 import numpy as np
 
-from . import __version__, radio_plan, testbed
+from . import __version__, radio_plan, simulated, testbed
 from .bidirectional_assembly import Bidirectional
-from .core import metrics, waveforms
+from .core import waveforms
 from .core.sweep_calibration import SweepCalibration
 from .protocols import beam_sweep, multiuser, verification
 from .protocols.bidirectional_estimate import SideCalibration
 from .protocols.slots import Collector, Role, Schedule, build_schedule
 from .radio_settings import RadioSettings
 from .records import CalibrationRecord
-from .simulation.faults import Fault
-from .simulation.hardware import Panel, draw_gains
-from .simulation.network import Network, SimulatedNode
-from .simulation.oscillators import Clock, Oscillator
-from .simulation.propagation import Geometric, Rayleigh
+from .simulation.network import Network
 from .synchronization_assembly import SETTLING, Synchronization
 
 Protocol = Literal["sweep", "sync", "bidirectional"]
@@ -284,49 +280,7 @@ class Assembly:
 
     def network(self) -> Network:
         """The simulated network, drawn from the testbed's seed."""
-        bed = self.testbed
-        common = dict(seed=bed.seed, path_gain_db=bed.propagation.path_gain_db, delays=bed.propagation.delays,
-                      pair_gain_db=bed.propagation.pair_gain_db, blocked_pairs=bed.propagation.blocked_pairs,
-                      coupling_db=bed.propagation.coupling_db,
-                      cross_polarisation_db=bed.propagation.cross_polarisation_db)
-        if bed.propagation.kind == "geometric":
-            propagation = Geometric(num_paths=bed.propagation.num_paths,
-                                    rice_factor_db=bed.propagation.rice_factor_db, **common)
-        else:
-            propagation = Rayleigh(num_taps=bed.propagation.num_taps,
-                                   delay_spread_s=bed.propagation.delay_spread_s, **common)
-        faults = [Fault(f.kind, f.node, f.slot, f.port, f.count) for f in bed.faults]
-        nodes = [self._simulated(node) for node in bed.nodes]
-        return Network(nodes, propagation, samp_rate=bed.samp_rate, seed=bed.seed, faults=faults)
-
-    def _simulated(self, node: testbed.Node) -> SimulatedNode:
-        bed, hardware, oscillator, clock = self.testbed, node.hardware, node.oscillator, node.clock
-        rng = np.random.default_rng([bed.seed, *node.name.encode()])
-        gains = [draw_gains(rng, node.num_ports, phase=hardware.phase, std_db=hardware.gain_std_db)
-                 * 10 ** (np.array(gains_db) / 20) for gains_db in node.gains_db("simulated")]
-        phases = rng.uniform(-np.pi, np.pi, 2) * (oscillator.phase == "random")
-        noise_var = 0.0 if bed.noise.snr_db is None else noise_variance(bed.noise.snr_db, hardware.noise_figure_db)
-        return SimulatedNode(
-            name=node.name, num_ports=node.num_ports,
-            panel=Panel(node.panel.num_antennas, waveforms.dft_codebook(node.panel.num_antennas, node.panel.beams)),
-            tx_gains=gains[0], rx_gains=gains[1],
-            oscillator=Oscillator(
-                samp_rate=bed.samp_rate, seed_key=(bed.seed, node.name), cfo_hz=oscillator.cfo_hz,
-                linewidth_hz=oscillator.linewidth_hz, drift_hz=oscillator.drift_hz,
-                drift_period_s=oscillator.drift_period_s, tx_phase=phases[0], rx_phase=phases[1]),
-            clock=Clock(offset_samples=clock.offset_samples, loop_delay_samples=clock.loop_delay_samples,
-                        rate=1.0 + (oscillator.cfo_hz / bed.center_freq if clock.follow_cfo else 0.0),
-                        adjustable=self._aligns(node)),
-            noise_var=noise_var,
-            compression=None if hardware.amplifier is None else complex(*hardware.amplifier.compression),
-            adc=None if hardware.adc is None else (hardware.adc.bits, hardware.adc.full_scale),
-            position_m=node.position_m,
-        )
-
-    def _aligns(self, node: testbed.Node) -> bool:
-        """Whether a node corrects its sample clock."""
-        settings = self.testbed.beamsync
-        return settings is not None and settings.timing and node.kind == "ap" and node.name != settings.leader
+        return simulated.network(self.testbed)
 
     def ports_of(self, names: Sequence[str] = ()) -> tuple[str, ...]:
         """Names of the ports of these nodes, of all access points by default."""
@@ -357,22 +311,8 @@ class Assembly:
         `corrections` are the factors that a synchronisation has put on the c of some APs by then; `names` as in
         `record`.
         """
-        if network is None:
-            return {}
-        names = names or self._aps
-        c = network.of_nodes(network.true_calibration(int(estimate.reference_time)), names)
-        if corrections:
-            owners = [name for name in names for _ in range(self._nodes[name].num_ports)]
-            c = c * np.array([corrections.get(name, 1.0) for name in owners])
-        c = c / c[estimate.reference]
-        known = np.isfinite(estimate.c)
-        if known.sum() < 2:
-            return {"c_true": c, "alignment_error": None, "phase_error_deg": None}
-        return {
-            "c_true": c,
-            "alignment_error": float(metrics.alignment_error(estimate.c[known], c[known])),
-            "phase_error_deg": float(np.degrees(metrics.phase_error(estimate.c[known], c[known]))),
-        }
+        return {} if network is None else simulated.truth(
+            self.testbed, network, estimate, corrections, names or self._aps)
 
     def _known(self, name: str) -> None:
         if name not in self._nodes:
@@ -398,8 +338,3 @@ def find_testbed(filename: str | Path) -> Path:
         if (directory / filename).is_file():
             return directory / filename
     raise FileNotFoundError(f"filename = {str(filename)!r}: no such file in {', '.join(map(str, directories))}")
-
-
-def noise_variance(snr_db: float, noise_figure_db: float = 0.0) -> float:
-    """Noise variance per received sample for an SNR at unit transmit power and unit mean gain of a beam pair."""
-    return 10 ** ((noise_figure_db - snr_db) / 10)
