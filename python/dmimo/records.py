@@ -14,10 +14,10 @@ import math
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
@@ -27,7 +27,6 @@ from . import testbed as _testbed
 FORMAT = "gr-dmimo calibration"
 FORMAT_VERSION = 1
 _USER_BLOCK = 512  # smallest that HDF5 allows
-_MAGIC = f"{FORMAT}, HDF5 from byte {_USER_BLOCK}".encode()
 
 # Name -> type, shape in units of the number of ports, unit or meaning; one row per dataset of the file.
 _ARRAYS = {
@@ -40,6 +39,7 @@ _ARRAYS = {
     "trusted": (np.bool_, 1, "False: do not use this port"),
 }
 _TEXTS = ("reference", "method", "fingerprint", "version")
+_Content = TypeVar("_Content")
 _DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError)
 
 
@@ -101,10 +101,8 @@ class CalibrationRecord:
 
 def save_calibration(path: str | Path, record: CalibrationRecord) -> None:
     """Write a calibration file; it is whole or not there, and equal records give equal bytes."""
-    buffer = io.BytesIO()
-    with h5py.File(buffer, "w", userblock_size=_USER_BLOCK) as file:
-        file.attrs["format"] = np.bytes_(FORMAT)
-        file.attrs["format_version"] = np.int64(FORMAT_VERSION)
+
+    def fill(file: h5py.File) -> None:
         for name in _TEXTS:
             file.attrs[name] = np.bytes_(getattr(record, name).encode())
         file.attrs["epoch"] = np.bytes_(json.dumps(record.epoch))
@@ -115,10 +113,11 @@ def save_calibration(path: str | Path, record: CalibrationRecord) -> None:
             dataset = file.create_dataset(name, data=getattr(record, name), track_times=False)
             dataset.attrs["meaning"] = np.bytes_(meaning)
         for name in ("port_names", "reasons"):
-            file.create_dataset(name, data=_to_strings(getattr(record, name)), track_times=False)
-        configuration = json.dumps(_jsonable(record.configuration), sort_keys=True, allow_nan=False)
+            file.create_dataset(name, data=strings(getattr(record, name)), track_times=False)
+        configuration = json.dumps(jsonable(record.configuration), sort_keys=True, allow_nan=False)
         file.create_dataset("configuration", data=np.bytes_(configuration), track_times=False)
-    write_bytes(path, _seal(buffer.getvalue()))
+
+    write_sealed(path, FORMAT, FORMAT_VERSION, fill)
 
 
 def load_calibration(
@@ -139,52 +138,75 @@ def load_calibration(
         One line: not readable, not HDF5, not such a file, of a newer format, cut off, damaged, incomplete, of the
         wrong shape, not finite where trusted, or of another testbed or epoch.
     """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise RecordError(f"{path}: cannot be read: {error.strerror}") from None
-    try:
-        _check_seal(data)
-        with h5py.File(io.BytesIO(data), "r") as file:
-            record = _read(file)
-    except RecordError as error:
-        raise RecordError(f"{path}: {error}") from None
-    except _DAMAGE as error:
-        raise RecordError(f"{path}: damaged: {' '.join(str(error).split())}") from None
-    if testbed is not None:
-        differences = _differences(record, testbed)
-        if differences:
-            raise RecordError(f"{path}: calibration of another testbed: {'; '.join(differences)}")
-    if epoch is not None and record.epoch != epoch:
-        raise RecordError(f"{path}: calibration of epoch {record.epoch!r}, now it is {epoch!r}: measure again")
+    record = read_sealed(path, FORMAT, FORMAT_VERSION, _read)
+    check_origin(path, record, testbed, epoch)
     return record
 
 
 def _read(file: h5py.File) -> CalibrationRecord:
-    if "format" not in file.attrs or _text(file.attrs["format"]) != FORMAT:
-        raise RecordError("not a gr-dmimo calibration file")
-    version = int(file.attrs["format_version"])
-    if version > FORMAT_VERSION:
-        raise RecordError(f"format version {version} is newer than this release reads; allowed: {FORMAT_VERSION}")
-    missing = [name for name in (*_ARRAYS, "port_names", "reasons", "configuration") if name not in file]
-    missing += [name for name in (*_TEXTS, "epoch", "reference_time", "samp_rate", "center_freq")
-                if name not in file.attrs]  # fmt: skip
-    if missing:
-        raise RecordError(f"incomplete: {', '.join(missing)} missing")
+    require(file, (*_ARRAYS, "port_names", "reasons", "configuration"),
+            (*_TEXTS, "epoch", "reference_time", "samp_rate", "center_freq"))
     values: dict[str, Any] = {name: file[name][()] for name in _ARRAYS}
-    values |= {name: tuple(_text(text) for text in file[name][()]) for name in ("port_names", "reasons")}
-    values |= {name: _text(file.attrs[name]) for name in _TEXTS}
+    values |= {name: tuple(text(item) for item in file[name][()]) for name in ("port_names", "reasons")}
+    values |= {name: text(file.attrs[name]) for name in _TEXTS}
     values |= {name: float(file.attrs[name]) for name in ("samp_rate", "center_freq")}
     values["reference_time"] = int(file.attrs["reference_time"])
-    values["epoch"] = json.loads(_text(file.attrs["epoch"]))
-    values["configuration"] = json.loads(_text(file["configuration"][()]))
+    values["epoch"] = json.loads(text(file.attrs["epoch"]))
+    values["configuration"] = json.loads(text(file["configuration"][()]))
     try:
         return CalibrationRecord(**values)
     except ValueError as error:
         raise RecordError(str(error)) from None
 
 
-def _text(value: Any) -> str:
+def write_sealed(path: str | Path, file_format: str, format_version: int, fill: Callable[[h5py.File], None]) -> None:
+    """Write an HDF5 file that `read_sealed` can tell from a damaged one; `fill` puts the content into it."""
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w", userblock_size=_USER_BLOCK) as file:
+        file.attrs["format"] = np.bytes_(file_format)
+        file.attrs["format_version"] = np.int64(format_version)
+        fill(file)
+    write_bytes(path, _seal(buffer.getvalue(), file_format))
+
+
+def read_sealed(path: str | Path, file_format: str, format_version: int, read: Callable[[h5py.File], _Content]
+                ) -> _Content:
+    """Return what `read` makes of a file by `write_sealed`.
+
+    Raises
+    ------
+    RecordError
+        One line: not readable, not HDF5, not of this format, of a newer version, cut off, damaged, or what `read` says.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        _check_seal(data, file_format)
+        with h5py.File(io.BytesIO(data), "r") as file:
+            if "format" not in file.attrs or text(file.attrs["format"]) != file_format:
+                raise RecordError(f"not a {file_format} file")
+            version = int(file.attrs["format_version"])
+            if version > format_version:
+                raise RecordError(f"format version {version} is newer than this release reads; "
+                                  f"allowed: {format_version}")
+            return read(file)
+    except RecordError as error:
+        raise RecordError(f"{path}: {error}") from None
+    except _DAMAGE as error:
+        raise RecordError(f"{path}: damaged: {' '.join(str(error).split())}") from None
+
+
+def require(file: h5py.File, datasets: Sequence[str], attributes: Sequence[str]) -> None:
+    """RecordError, naming them, unless a file has all these datasets and attributes."""
+    missing = [name for name in datasets if name not in file]
+    missing += [name for name in attributes if name not in file.attrs]
+    if missing:
+        raise RecordError(f"incomplete: {', '.join(missing)} missing")
+
+
+def text(value: Any) -> str:
     """Return a text read from the file, whichever string type another tool has made of it."""
     if isinstance(value, str):
         return value
@@ -193,34 +215,52 @@ def _text(value: Any) -> str:
     raise RecordError(f"damaged: a {type(value).__name__} where there should be text")
 
 
-def _seal(data: bytes) -> bytes:
+def _magic(file_format: str) -> bytes:
+    return f"{file_format}, HDF5 from byte {_USER_BLOCK}".encode()
+
+
+def _seal(data: bytes, file_format: str = FORMAT) -> bytes:
     """Return an HDF5 file with size and SHA-256 of the rest in its user block, which HDF5 itself skips.
 
     HDF5 does not notice most damage, and its library may crash on a damaged file: checked before it sees the file.
     """
     body = data[_USER_BLOCK:]
-    seal = _MAGIC + f"\nsize {len(body)}\nsha256 {hashlib.sha256(body).hexdigest()}\n".encode()
+    seal = _magic(file_format) + f"\nsize {len(body)}\nsha256 {hashlib.sha256(body).hexdigest()}\n".encode()
     return seal.ljust(_USER_BLOCK, b"\n") + body
 
 
-def _check_seal(data: bytes) -> None:
-    if not data.startswith(_MAGIC):
+def _check_seal(data: bytes, file_format: str) -> None:
+    if not data.startswith(_magic(file_format)):
         foreign = any(data[start : start + 8] == b"\x89HDF\r\n\x1a\n" for start in (0, 512, 1024, 2048))
-        raise RecordError("not a gr-dmimo calibration file" if foreign else "not an HDF5 file")
+        raise RecordError(f"not a {file_format} file" if foreign else "not an HDF5 file")
     size = re.search(rb"\nsize ([0-9]+)\n", data[:_USER_BLOCK])
     if len(data) < _USER_BLOCK or (size and len(data) < _USER_BLOCK + int(size[1])):
         raise RecordError("cut off: the end of the file is missing")
-    if _seal(data) != data:
+    if _seal(data, file_format) != data:
         raise RecordError("damaged: the content does not match its checksum")
 
 
-def _to_strings(texts: tuple[str, ...]) -> np.ndarray:
+def strings(texts: tuple[str, ...]) -> np.ndarray:
     """Return texts as fixed-length UTF-8: variable-length strings would leave chance bytes in the file."""
     return np.array([text.encode() for text in texts], dtype=None if texts else "S1")
 
 
-def _differences(record: CalibrationRecord, testbed: _testbed.Testbed) -> list[str]:
-    """Return what a testbed has otherwise than the calibration, one phrase each; empty when it fits."""
+def check_origin(path: str | Path, record: Any, testbed: _testbed.Testbed | None, epoch: int | str | None,
+                 kind: str = "calibration") -> None:
+    """RecordError, naming all that differs, if a record is of another testbed or epoch than these; None: any.
+
+    A record has `port_names`, `tx_gain_db`, `rx_gain_db`, `samp_rate`, `center_freq`, `fingerprint` and `epoch`.
+    """
+    if testbed is not None:
+        differences = _differences(record, testbed)
+        if differences:
+            raise RecordError(f"{path}: {kind} of another testbed: {'; '.join(differences)}")
+    if epoch is not None and record.epoch != epoch:
+        raise RecordError(f"{path}: {kind} of epoch {record.epoch!r}, now it is {epoch!r}: measure again")
+
+
+def _differences(record: Any, testbed: _testbed.Testbed) -> list[str]:
+    """Return what a testbed has otherwise than the record, one phrase each; empty when it fits."""
     found = []
     for name in ("samp_rate", "center_freq"):
         if getattr(record, name) != getattr(testbed, name):
@@ -255,11 +295,12 @@ def write_json(path: str | Path, value: Any) -> None:
     NumPy arrays and scalars become lists and numbers, complex numbers [real, imaginary]. JSON has no NaN and no
     infinity: they become null, so that any reader can read a report in which something is missing.
     """
-    text = json.dumps(_jsonable(value), sort_keys=True, indent=2, allow_nan=False, ensure_ascii=False)
-    write_bytes(path, text.encode() + b"\n")
+    content = json.dumps(jsonable(value), sort_keys=True, indent=2, allow_nan=False, ensure_ascii=False)
+    write_bytes(path, content.encode() + b"\n")
 
 
-def _jsonable(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
+    """Return a value as plain data that JSON can hold, see `write_json`; TypeError where it cannot."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     match value:
@@ -267,11 +308,11 @@ def _jsonable(value: Any) -> Any:
             wrong = [key for key in value if not isinstance(key, str)]
             if wrong:
                 raise TypeError(f"key {wrong[0]!r}: must be text")
-            return {key: _jsonable(item) for key, item in value.items()}
+            return {key: jsonable(item) for key, item in value.items()}
         case list() | tuple():
-            return [_jsonable(item) for item in value]
+            return [jsonable(item) for item in value]
         case complex():
-            return [_jsonable(value.real), _jsonable(value.imag)]
+            return [jsonable(value.real), jsonable(value.imag)]
         case float():
             return value if math.isfinite(value) else None
         case None | bool() | int() | str():
