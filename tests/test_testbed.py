@@ -70,7 +70,7 @@ def test_every_key_of_the_file_reaches_its_field():
     assert ap1.panel == ap2.panel == testbed.Panel(32, (0, 11, 22))
     assert ap2.oscillator == testbed.Oscillator(cfo_hz=-50.0, linewidth_hz=10.0)
     assert ap2.clock == testbed.Clock(offset_samples=1.5, follow_cfo=True)
-    assert ap1.hardware.amplifier == testbed.Amplifier((-0.01, 0.02))
+    assert ap1.hardware.amplifier == testbed.Amplifier(compression=(-0.01, 0.02))
     assert ap1.hardware.adc == testbed.Adc(8, 4.0)
     assert ue1.hardware.adc is None
     assert ue1.hardware.amplifier is not None
@@ -161,8 +161,10 @@ def test_defaults_of_the_schema_are_those_of_the_dataclasses():
     sections = {name: SCHEMA["$defs"][name] for name in ("panel", "hardware", "oscillator", "clock", "fault", "slots")}
     sections |= {name: SCHEMA["$defs"][name] for name in ("propagation", "noise", "beam_sweep", "verification", "node")}
     sections |= {name: SCHEMA["$defs"][name] for name in ("multiuser", "bidirectional")}
-    sections |= {name: SCHEMA["$defs"][name] for name in ("node_radio", "radio", "usrp", "hosts")}
+    sections |= {name: SCHEMA["$defs"][name] for name in ("node_radio", "radio", "usrp", "hosts", "array")}
+    sections |= {name: SCHEMA["$defs"][name] for name in ("mutual_coupling", "linearity")}
     sections |= {name: sections["hardware"]["properties"][name] for name in ("adc", "amplifier")}
+    sections |= {"coupling": SCHEMA["$defs"]["propagation"]["properties"]["coupling"]}
     sections |= {"testbed": SCHEMA, "calibration_settings": SCHEMA["$defs"]["calibration"]}
     for name, section in sections.items():
         kind = getattr(testbed, name.title().replace("_", ""))

@@ -23,15 +23,19 @@ from . import testbed_checks, testbed_yaml
 from .testbed_sections import (
     Adc,
     Amplifier,
+    Array,
     BeamSweep,
     BeamSync,
     Bidirectional,
     CalibrationSettings,
     Clock,
+    Coupling,
     Fault,
     Hardware,
     Hosts,
+    Linearity,
     Multiuser,
+    MutualCoupling,
     Node,
     NodeRadio,
     Noise,
@@ -46,9 +50,9 @@ from .testbed_sections import (
 from .testbed_yaml import TestbedError
 
 __all__ = [
-    "Adc", "Amplifier", "BeamSweep", "BeamSync", "Bidirectional", "CalibrationSettings", "Clock", "Fault", "Hardware",
-    "Hosts", "Multiuser", "Node", "NodeRadio", "Noise", "Oscillator", "Panel", "Propagation", "Radio", "Slots",
-    "Testbed", "TestbedError", "Usrp", "Verification",
+    "Adc", "Amplifier", "Array", "BeamSweep", "BeamSync", "Bidirectional", "CalibrationSettings", "Clock", "Coupling",
+    "Fault", "Hardware", "Hosts", "Linearity", "Multiuser", "MutualCoupling", "Node", "NodeRadio", "Noise",
+    "Oscillator", "Panel", "Propagation", "Radio", "Slots", "Testbed", "TestbedError", "Usrp", "Verification",
     "fingerprint", "identity", "load", "parse", "port_names", "to_dict",
 ]  # fmt: skip
 
@@ -80,6 +84,8 @@ class Testbed:
     multiuser: Multiuser | None = None
     beamsync: BeamSync | None = None
     bidirectional: Bidirectional | None = None
+    mutual_coupling: MutualCoupling | None = None
+    linearity: Linearity | None = None
 
     @property
     def aps(self) -> tuple[Node, ...]:
@@ -112,7 +118,7 @@ def parse(text: str, source: str = "<string>") -> Testbed:
     del data["version"]
     defaults = data.pop("node_defaults", {})
     data["nodes"] = [_merge(defaults, node) for node in data["nodes"]]
-    testbed_checks.check_names(document, data["nodes"])
+    testbed_checks.check_names(document, data)
     _fill_names(data)
     testbed = _build(Testbed, data)
     testbed_checks.check(document, testbed)
@@ -164,7 +170,7 @@ def _merge(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, 
 def _fill_names(data: dict[str, Any]) -> None:
     """Put the first access point, and the first user terminal or all of them, where the file leaves them open."""
     for section, key, kind in (("calibration", "reference", "ap"), ("verification", "ue", "ue"),
-                               ("beamsync", "leader", "ap")):
+                               ("linearity", "ue", "ue"), ("beamsync", "leader", "ap")):
         settings = data.get(section, {} if section == "calibration" else None)
         if settings is not None and settings.get(key) is None:
             first = next((node["name"] for node in data["nodes"] if node.get("kind", "ap") == kind), None)

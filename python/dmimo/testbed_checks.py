@@ -123,8 +123,9 @@ def _requirement(path: KeyPath, error: jsonschema.ValidationError) -> str:
     return error.message
 
 
-def check_names(document: Document, nodes: Sequence[Mapping[str, Any]]) -> None:
-    """Raise TestbedError when node names repeat or there are fewer than two access points."""
+def check_names(document: Document, data: Mapping[str, Any]) -> None:
+    """Raise TestbedError when node names repeat or there are fewer access points than needed."""
+    nodes = data["nodes"]
     first: dict[str, int] = {}
     for index, node in enumerate(nodes):
         path = ("nodes", index, "name")
@@ -133,8 +134,10 @@ def check_names(document: Document, nodes: Sequence[Mapping[str, Any]]) -> None:
             raise document.error(path, f"value {show(node['name'])}: must be unique; first on line {line}")
         first[node["name"]] = index
     num_aps = sum(node.get("kind", "ap") == "ap" for node in nodes)
-    if num_aps < 2:
-        raise document.error(("nodes",), f"{num_aps} access points; required: at least 2 nodes of kind ap")
+    alone = data.get("mutual_coupling") is not None
+    if num_aps < (1 if alone else 2):
+        least = "1 node" if alone else "2 nodes"
+        raise document.error(("nodes",), f"{num_aps} access points; required: at least {least} of kind ap")
 
 
 def check(document: Document, testbed: Testbed) -> None:
@@ -258,6 +261,8 @@ def _check_slots(document: Document, testbed: Testbed) -> None:
 
 
 def _check_sweep(document: Document, testbed: Testbed) -> None:
+    if len(testbed.aps) < 2:
+        return
     sizes = sorted(len(ap.panel.beams) for ap in testbed.aps)
     most = sizes[-1] * sizes[-2]
     if testbed.beam_sweep.beams is not None and testbed.beam_sweep.beams > most:

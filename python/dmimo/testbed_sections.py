@@ -21,9 +21,18 @@ class Panel:
 
 @dataclass(frozen=True)
 class Amplifier:
-    """Third-order amplifier: `compression` is a3/a1 as (real, imaginary)."""
+    """Power amplifiers of the ports: third order, `compression` being a3/a1, or the GaN polynomial of 9th order.
 
+    Complex numbers are (real, imaginary). `saturation` None: none for third order, 1 for the polynomial.
+    """
+
+    kind: Literal["third_order", "gan"] = "third_order"
     compression: tuple[float, ...] = (0.0, 0.0)
+    back_off_db: float = 0.0
+    saturation: float | None = None
+    drive_std_db: float = 0.0
+    spread: float = 0.0
+    memory: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,15 @@ class Clock:
 
 
 @dataclass(frozen=True)
+class Array:
+    """Where the ports of a node stand: port row * columns + column on a rectangular grid."""
+
+    rows: int
+    columns: int
+    spacing_wavelengths: float = 0.5
+
+
+@dataclass(frozen=True)
 class NodeRadio:
     """Radio and channels of a node; `name` None: the first radio, no `channels`: the next free ones.
 
@@ -94,6 +112,7 @@ class Node:
     rx_gain_db: float = 0.0
     position_m: tuple[float, ...] = (0.0, 0.0, 0.0)
     panel: Panel = Panel()
+    array: Array | None = None
     hardware: Hardware = Hardware()
     oscillator: Oscillator = Oscillator()
     clock: Clock = Clock()
@@ -154,11 +173,25 @@ class Hosts:
 
 
 @dataclass(frozen=True)
+class Coupling:
+    """Law by which the coupling between the ports of a node falls with their distance; None: nothing random in it."""
+
+    kind: Literal["linear", "log_distance"] = "linear"
+    gain_db: float = -17.5
+    slope_db_per_wavelength: float = 3.0
+    exponent: float = 2.5
+    reference_wavelengths: float = 0.5
+    perturbation_db: float | None = None
+    nonreciprocity_db: float | None = None
+
+
+@dataclass(frozen=True)
 class Propagation:
     """Reciprocal propagation between all nodes; `pair_gain_db` is keyed "ap1-ap2", in either order.
 
-    `coupling_db` is the mean gain between the ports of one node; None: they do not hear each other. Even and odd ports
-    are two polarisations where `cross_polarisation_db` says how much weaker they hear each other.
+    Between the ports of one node there is the gain `coupling_db`, or the law `coupling`; both None: they do not hear
+    each other. Even and odd ports are two polarisations where `cross_polarisation_db` says how much weaker they hear
+    each other.
     """
 
     kind: Literal["rayleigh", "geometric"] = "rayleigh"
@@ -171,7 +204,13 @@ class Propagation:
     pair_gain_db: dict[str, float] = field(default_factory=dict)
     blocked_pairs: tuple[tuple[str, ...], ...] = ()
     coupling_db: float | None = None
+    coupling: Coupling | None = None
     cross_polarisation_db: float | None = None
+
+    @property
+    def couples_ports(self) -> bool:
+        """Whether the ports of a node hear each other."""
+        return self.coupling_db is not None or self.coupling is not None
 
 
 @dataclass(frozen=True)
@@ -309,6 +348,39 @@ class Bidirectional:
     drift_period_s: float = 100.0
     uplink: bool = True
     keep_csi: bool = False
+
+
+@dataclass(frozen=True)
+class MutualCoupling:
+    """Amplifiers and reciprocity of an array from what its ports hear of each other.
+
+    One port at a time sends `num_pilots` pilots, each held for `hold_samples`, of which the first and last
+    `guard_samples` are left out. `peak_db` is the largest pilot's power above that of samples of unit power.
+    """
+
+    num_pilots: int = 100
+    design: Literal["data_like", "uniform", "two_level"] = "data_like"
+    peak_db: float = 10.0
+    order: int = 3
+    memory_depth: int = 1
+    repeats: int = 1
+    linear_repeats: int = 1
+    hold_samples: int = 1
+    guard_samples: int = 0
+    predistort: bool = True
+    calibration: Literal["all_pairs", "ratio", "single_stage"] = "all_pairs"
+    full_scale: float | None = None
+
+
+@dataclass(frozen=True)
+class Linearity:
+    """How a user terminal hears each array's joint transmission; `ue` None in a file means the first one."""
+
+    ue: str | None = None
+    repeats: int = 8
+    modulation: Literal["qam16", "qpsk", "gaussian"] = "qam16"
+    power_db: float = 0.0
+    guard_subcarriers: int = 0
 
 
 def per_port(values: Sequence[Any], num_ports: int, default: Any) -> tuple[Any, ...]:
