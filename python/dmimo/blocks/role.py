@@ -8,6 +8,7 @@ import numpy as np
 import pmt
 
 from ..protocols.correction import correction_of
+from ..protocols.predistortion import predistortion_of
 from ..protocols.slots import Grant, Role, Schedule
 from ..radio_time import time_of
 from ..recording import NodeRecorder
@@ -30,7 +31,8 @@ class role(lean_message_block):
     received is acknowledged and given to the role: at once if the role is `reactive`, otherwise when the phase ends.
     Grants and bursts that come twice are dropped. For a simulated network, slots that are granted together and follow
     one another go out as one burst, as far as it fits GNU Radio's buffers. Where the roles share a `NodeCorrection`, it
-    is applied to every burst that the node sends and receives.
+    is applied to every burst that the node sends and receives; where they share a `NodePredistortion`, it is applied to
+    what the node sends, last.
 
     On a radio (`fill` False) the clock correction shifts the device times of bursts and receive windows. What the radio
     says of a burst (`usrp_array`, port `events`) goes on to the scheduler, in network time. The beam of every granted
@@ -74,6 +76,7 @@ class role(lean_message_block):
             raise ValueError(f"roles: node {node} has none for slots of purpose {missing}")
         self._rate = rate_ratio(samp_rate)
         self.correction = correction_of(self._roles)
+        self.predistortion = predistortion_of(self._roles)
         self._fill = fill
         self._most_slots = max(1, MAX_SAMPLES // schedule.slot_samples) if fill else 1
         self._silence = np.zeros((num_ports, schedule.slot_samples), np.complex64)
@@ -193,6 +196,8 @@ class role(lean_message_block):
                 burst = correction.transmit(burst, start)
                 if not self._fill:
                     burst = burst[:, : self._room(start)]
+            if burst is not None and self.predistortion is not None:
+                burst = self.predistortion.transmit(burst, slot)
             bursts.append(burst)
             beams.append(role.beam(slot))
         start = run[0].start

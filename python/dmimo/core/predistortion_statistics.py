@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .amplifier_model import legendre_basis, num_terms
+from .amplifier_model import legendre_basis, legendre_to_powers, num_terms
 
 # Terms beyond the order asked for that are accumulated to tell a model that is too small from noise.
 PROBE_TERMS = 2
@@ -119,6 +119,31 @@ def pilot_statistics(
     return PilotStatistics(
         gram, correlation, energy, used, saturated, basis.shape[-2], order, memory_depth, peak
     )
+
+
+def matched_gains(statistics: PilotStatistics, coefficients: ArrayLike) -> tuple[NDArray, NDArray]:
+    r"""Gains (..., M_rx, M_tx) of all links behind known amplifiers, and the energy (..., M_tx) of what these put out.
+
+    The matched filter :math:`\hat g_{im} = \sum_k F_m^*(x_k) y_k / E_m`, :math:`E_m = \sum_k |F_m(x_k)|^2`, from the
+    statistics alone; its variance is :math:`s_i / E_m`. Zero for pairs that are not used.
+
+    Parameters
+    ----------
+    coefficients : (..., M_tx, P), with memory (..., M_tx, L, P), of F relative to the linear one, of an order not above
+        that of the statistics.
+    """
+    depth, size = statistics.memory_depth, statistics.gram.shape[-1]
+    powers = np.asarray(coefficients, complex)
+    if depth > 1:  # p-major, as the basis
+        powers = np.swapaxes(powers, -1, -2).reshape(*powers.shape[:-2], -1)
+    if powers.shape[-1] > size:
+        raise ValueError(f"coefficients of shape {np.shape(coefficients)} are of a higher order than the statistics")
+    powers = np.concatenate([powers, np.zeros((*powers.shape[:-1], size - powers.shape[-1]))], axis=-1)
+    to_powers = legendre_to_powers(size // depth, depth, statistics.peak)
+    theta = np.linalg.solve(to_powers, powers[..., None])[..., 0]
+    output = statistics.gram @ theta[..., None]
+    energy = np.einsum("...d,...d->...", theta.conj(), output[..., 0]).real
+    return np.einsum("...imd,...md->...im", statistics.correlation, theta.conj()) / energy[..., None, :], energy
 
 
 def measured_pairs(mask: ArrayLike | None, shape: tuple[int, int]) -> NDArray:

@@ -96,7 +96,8 @@ class InternalCollector:
 
     def produce(self, phase: str, grants: Sequence[Grant], results: Mapping[str, Mapping[str, object]]) -> Product:
         """Product with `internal_c` and `internal_std_rad`, (ports,) of all APs in order."""
-        parts = {ap: self._calibrate(results[ap]) for ap in self._aps}
+        parts = {ap: calibrate_array(np.asarray(results[ap]["h"]), np.asarray(results[ap]["noise_var"]), self._method)
+                 for ap in self._aps}
         self.c = np.concatenate([c for c, _ in parts.values()])
         self.phase_std_rad = np.concatenate([std for _, std in parts.values()])
         reasons = tuple(
@@ -105,21 +106,35 @@ class InternalCollector:
             for ap, (_, std) in parts.items() for port in np.flatnonzero(~(std < self._limit)))
         return Product(PHASE, {"internal_c": self.c, "internal_std_rad": self.phase_std_rad}, not reasons, reasons)
 
-    def _calibrate(self, result: Mapping[str, object]) -> tuple[np.ndarray, np.ndarray]:
-        """c (ports,) of one AP, 1 at its first port, and the predicted deviation of its phases."""
-        h, noise_var = np.asarray(result["h"]), np.maximum(np.asarray(result["noise_var"]), 1e-30)
-        num_ports = len(h)
-        if num_ports == 1:
-            return np.ones(1, complex), np.zeros(1)
-        mask = None
-        if self._method == "argos":
-            mask = np.zeros((num_ports, num_ports), bool)
-            mask[0, 1:] = mask[1:, 0] = True
-        c = reciprocity.calibrate(h, self._method, reference=0, noise_var=noise_var, mask=mask)
-        # E |y_ij|^2 = |c_j psi|^2 + noise: what is left without the noise gives the path's energy from both directions.
-        num_components = h.shape[-1]
-        energy = np.sum(np.abs(h) ** 2, axis=-1) - num_components * noise_var[:, None]
-        path = (energy + energy.T) / (np.abs(c[:, None]) ** 2 + np.abs(c) ** 2)
-        path = np.maximum(path, 0.01 * num_components * noise_var.mean())
-        covariance = bounds.calibration_crlb(c, path, noise_var, mask=mask, num_components=num_components, reference=0)
-        return c, np.sqrt(np.maximum(np.diagonal(covariance).real, 0.0) / 2)
+
+def calibrate_array(
+    h: np.ndarray, noise_var: np.ndarray, method: str = "ml", hub: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """c (ports,) of one AP, 1 at its first port, and the predicted deviation of its phases against the hub's [rad].
+
+    Parameters
+    ----------
+    h : ndarray (ports, ports, components)
+        What each port received from each other one, receiver first.
+    noise_var : ndarray (ports,)
+        Of the entries, for each receiver.
+    method : "ml" or "argos"
+        All pairs, or those with the hub.
+    hub : int
+        Port that the others are compared with.
+    """
+    num_ports, num_components = len(h), h.shape[-1]
+    if num_ports == 1:
+        return np.ones(1, complex), np.zeros(1)
+    noise_var, mask = np.maximum(noise_var, 1e-30), None
+    if method == "argos":
+        mask = np.zeros((num_ports, num_ports), bool)
+        mask[hub] = mask[:, hub] = True
+        mask[hub, hub] = False
+    c = reciprocity.calibrate(h, method, reference=hub, noise_var=noise_var, mask=mask)
+    # E |y_ij|^2 = |c_j psi|^2 + noise: what is left without the noise gives the path's energy from both directions.
+    energy = np.sum(np.abs(h) ** 2, axis=-1) - num_components * noise_var[:, None]
+    path = (energy + energy.T) / (np.abs(c[:, None]) ** 2 + np.abs(c) ** 2)
+    path = np.maximum(path, 0.01 * num_components * noise_var.mean())
+    covariance = bounds.calibration_crlb(c, path, noise_var, mask=mask, num_components=num_components, reference=hub)
+    return c / c[0], np.sqrt(np.maximum(np.diagonal(covariance).real, 0.0) / 2)

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What mutual coupling says of all access points (APs): their amplifiers, and then their calibrations.
+
+A port that cannot be calibrated costs the array that port, not the run: its coefficient is 0, so that it gets no part
+of a joint transmission, and it is named. So is a port whose amplifier is not known well enough to be predistorted: it
+stays as it is.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Literal
+
+import numpy as np
+from scipy.special import gammaincc
+
+from ..core import mutual_coupling as coupling
+from ..core import predistortion
+from ..core.predistortion import Identification, PilotStatistics
+from ..core.predistortion_identification import FALSE_ALARM
+from ..core.predistortion_statistics import matched_gains
+from .internal_calibration import calibrate_array
+from .mutual_coupling import AMPLITUDES, COUPLING, LAGS, MutualCouplingPlan
+from .slots import Grant, Product
+
+Calibration = Literal["all_pairs", "ratio", "single_stage"]
+MIN_LAG_SHARE = 0.5  # of the energy at the best lag that must be found at the expected one
+DATA_POINTS = 64  # of the amplitudes of Gaussian data for which predistortion must be worth while
+
+
+class MutualCouplingCollector:
+    """Identifies the amplifiers of all APs, then calibrates each AP by itself.
+
+    Parameters
+    ----------
+    plan : MutualCouplingPlan
+    calibration : "all_pairs", "ratio" or "single_stage"
+        From all pairs by maximum likelihood, from the pairs with the best reference alone as in the paper, or from all
+        pairs of the swept pilots.
+    max_phase_std_rad : float
+        Predicted phase deviation of a port from which it is excluded.
+
+    Attributes
+    ----------
+    identifications : dict of AP to Identification
+        Empty where amplifiers are not identified; without APs of a single port, which has nobody to listen to it.
+    c : ndarray (ports,) or None
+        Calibration of all APs, 1 at the first port of each that is not excluded, 0 where excluded.
+    phase_std_rad : ndarray (ports,) or None
+        Predicted deviation of its phases; inf where excluded.
+    excluded : ndarray (ports,), bool, or None
+    reference_time : int
+        Sample to which c belongs.
+    """
+
+    phases = frozenset({AMPLITUDES, COUPLING})
+
+    def __init__(self, plan: MutualCouplingPlan, calibration: Calibration = "all_pairs",
+                 max_phase_std_rad: float = 0.2):
+        if calibration not in ("all_pairs", "ratio", "single_stage"):
+            raise ValueError(f"calibration = {calibration!r}: must be 'all_pairs', 'ratio' or 'single_stage'")
+        if plan.single_stage is not (calibration == "single_stage"):
+            raise ValueError(f"calibration = {calibration!r}: the plan has single_stage = {plan.single_stage}")
+        self._plan, self._method, self._limit = plan, calibration, max_phase_std_rad
+        self.identifications: dict[str, Identification] = {}
+        self.c: np.ndarray | None = None
+        self.phase_std_rad: np.ndarray | None = None
+        self.excluded: np.ndarray | None = None
+        self.reference_time = 0
+
+    def update(self, product: Product) -> None:
+        """Needs nothing from other phases."""
+
+    def produce(self, phase: str, grants: Sequence[Grant], results: Mapping[str, Mapping[str, object]]) -> Product:
+        """Product of one of the phases; see `identify` and `calibrate`."""
+        values: dict[str, object] = {}
+        reasons = self._misaligned(results)
+        if not reasons and phase == AMPLITUDES:
+            statistics = {ap: statistics_of(results[ap]) for ap, count in self._plan.num_ports.items() if count > 1}
+            values = self._identify(statistics, results)
+            if self._method == "single_stage":
+                reasons = self._calibrate({ap: self._matched(ap, one, results[ap]) for ap, one in statistics.items()})
+        elif not reasons:
+            reasons = self._calibrate({ap: (np.asarray(results[ap]["gains"]),
+                                            np.asarray(results[ap]["noise_var"]) / results[ap]["energy"], 0.0)
+                                       for ap, count in self._plan.num_ports.items() if count > 1})
+        if self.c is not None:
+            self.reference_time = int(np.median(np.concatenate([one["starts"] for one in results.values()])))
+            values |= self._coefficients()
+        return Product(phase, values, not reasons, tuple(reasons))
+
+    def _misaligned(self, results: Mapping[str, Mapping[str, object]]) -> list[str]:
+        """What is wrong where pilots are not where they should be."""
+        reasons = []
+        for ap in self._plan.num_ports:
+            energy = np.asarray(results[ap]["lags"])
+            lag = int(np.argmax(energy)) - LAGS
+            if abs(lag) > self._plan.guard_samples and energy[LAGS] < MIN_LAG_SHARE * energy.max():
+                guard, side = self._plan.guard_samples, "late" if lag > 0 else "early"
+                reasons.append(f"node {ap}: pilots arrive {abs(lag)} samples {side} at its own ports: guard_samples = "
+                               f"{guard} must be at least {abs(lag)}, and hold_samples more than twice that")
+        return reasons
+
+    def _identify(self, statistics: Mapping[str, PilotStatistics],
+                  results: Mapping[str, Mapping[str, object]]) -> dict[str, np.ndarray]:
+        """`predistortion` (ports, P), or (ports, L, P), and `predistortion_peak` (ports,): see `NodePredistortion`."""
+        plan, peak = self._plan, 10 ** (self._plan.peak_db / 20)
+        amplitudes = predistortion.data_amplitudes(DATA_POINTS, peak=peak, backoff_db=plan.peak_db)
+        terms = (plan.order + 1) // 2
+        count = sum(plan.num_ports.values())
+        coefficients = np.zeros((count, plan.memory_depth, terms), complex)
+        coefficients[:, 0, 0] = 1.0
+        peaks = np.full(count, np.inf)
+        for ap, one in statistics.items():
+            found = predistortion.identify_amplifiers(one, amplitudes=amplitudes)
+            # The noise that is left also holds what no polynomial explains; silence does not.
+            silent = predistortion.identify_amplifiers(one, amplitudes=amplitudes, noise_var=results[ap]["noise_var"])
+            self.identifications[ap] = found = replace(found, unexplained=silent.unexplained & found.heard)
+            own = plan.ports(ap)
+            coefficients[own] = found.safe_coefficients.reshape(-1, plan.memory_depth, terms)
+            peaks[own] = np.where(found.refused, np.inf, found.max_amplitude)
+        if plan.memory_depth == 1:
+            coefficients = coefficients[:, 0]
+        return {"predistortion": coefficients, "predistortion_peak": peaks}
+
+    def _matched(self, ap: str, statistics: PilotStatistics, result: Mapping[str, object]):
+        """Gains, noise and further variance of log c, as `_calibrate` takes them, from the swept pilots of an AP."""
+        found, noise = self.identifications[ap], np.asarray(result["noise_var"])
+        gains, energy = matched_gains(statistics, found.coefficients)
+        more = 0.0
+        if statistics.memory_depth == 1:
+            repeats = statistics.num_samples / self._plan.swept_pilots.size
+            more = coupling.single_stage_variance(gains, found.coefficients, self._plan.swept_pilots, noise / repeats)
+        return gains, noise / energy.mean(), more
+
+    def _calibrate(self, links: Mapping[str, tuple]) -> list[str]:
+        """Calibrate every AP; what ends the run. Per AP gains, their noise variances, further variances of log c."""
+        count, reasons = sum(self._plan.num_ports.values()), []
+        self.c, self.phase_std_rad = np.ones(count, complex), np.zeros(count)
+        for ap, (gains, noise, more) in links.items():
+            own = self._plan.ports(ap)
+            c, std = self._array(gains, noise)
+            std = np.sqrt(std**2 + more / 2)
+            usable = std < self._limit
+            self.c[own], self.phase_std_rad[own] = np.where(usable, c, 0.0), np.where(usable, std, np.inf)
+            if np.count_nonzero(usable) < 2:
+                reasons.append(f"node {ap}: no two of its ports hear each other well enough to be calibrated")
+        self.excluded = self.c == 0
+        return reasons
+
+    def _array(self, gains: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """c and phase deviation of one AP, of the ports that hear and are heard; others have an infinite one."""
+        c, std = np.zeros(len(gains), complex), np.full(len(gains), np.inf)
+        used = np.flatnonzero(in_touch(gains, noise))
+        if used.size < 2:
+            return c, std
+        gains, noise = gains[np.ix_(used, used)], noise[used]
+        # Deviations count from the port that is known best: a poor first port must not make all others look poor.
+        hub = int(coupling.best_reference(gains, noise))
+        method = "argos" if self._method == "ratio" else "ml"
+        c[used], std[used] = calibrate_array(gains[..., None], noise, method, hub)
+        return c, std
+
+    def _coefficients(self) -> dict[str, object]:
+        """c as `internal_c` for all APs, and for each AP by itself as joint transmissions take it."""
+        values: dict[str, object] = {"internal_c": self.c, "internal_std_rad": self.phase_std_rad}
+        for ap, count in self._plan.num_ports.items():
+            values |= {f"{ap}_c": self.c[self._plan.ports(ap)], f"{ap}_delay_s": np.zeros(count),
+                       f"{ap}_frequency_hz": np.zeros(count), f"{ap}_reference_time": self.reference_time}
+        return values
+
+
+def statistics_of(result: Mapping[str, object]) -> PilotStatistics:
+    """Statistics from the results of `MutualCouplingRole`."""
+    found = {field.name: result[field.name] for field in fields(PilotStatistics)}
+    return PilotStatistics(**{name: value.item() if np.ndim(value) == 0 and hasattr(value, "item") else value
+                              for name, value in found.items()})
+
+
+def in_touch(gains: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """Ports (ports,) bool that hear others and are heard, beyond what noise alone would do.
+
+    The energy of n links without a signal, each over its noise, is Gamma(n); see `FALSE_ALARM`. `gains` (ports, ports)
+    receiver first, `noise` (ports,) of their entries for each receiver.
+    """
+    others = ~np.eye(len(gains), dtype=bool)
+    energy = np.where(others, np.abs(gains) ** 2, 0.0) / np.maximum(noise, 1e-300)[:, None]
+    return (gammaincc(len(gains) - 1, energy.sum(axis=1)) < FALSE_ALARM) & (
+        gammaincc(len(gains) - 1, energy.sum(axis=0)) < FALSE_ALARM)
