@@ -24,6 +24,7 @@ from .slots import Grant, Product
 
 Calibration = Literal["all_pairs", "ratio", "single_stage"]
 MIN_LAG_SHARE = 0.5  # of the energy at the best lag that must be found at the expected one
+TINY = 1e-30  # noise variance where there is no noise
 DATA_POINTS = 64  # of the amplitudes of Gaussian data for which predistortion must be worth while
 
 
@@ -124,7 +125,7 @@ class MutualCouplingCollector:
 
     def _matched(self, ap: str, statistics: PilotStatistics, result: Mapping[str, object]):
         """Gains, noise and further variance of log c, as `_calibrate` takes them, from the swept pilots of an AP."""
-        found, noise = self.identifications[ap], np.asarray(result["noise_var"])
+        found, noise = self.identifications[ap], np.maximum(result["noise_var"], TINY)
         gains, energy = matched_gains(statistics, found.coefficients)
         more = 0.0
         if statistics.memory_depth == 1:
@@ -183,6 +184,6 @@ def in_touch(gains: np.ndarray, noise: np.ndarray) -> np.ndarray:
     receiver first, `noise` (ports,) of their entries for each receiver.
     """
     others = ~np.eye(len(gains), dtype=bool)
-    energy = np.where(others, np.abs(gains) ** 2, 0.0) / np.maximum(noise, 1e-300)[:, None]
+    energy = np.where(others, np.abs(gains) ** 2, 0.0) / np.maximum(noise, TINY)[:, None]
     return (gammaincc(len(gains) - 1, energy.sum(axis=1)) < FALSE_ALARM) & (
         gammaincc(len(gains) - 1, energy.sum(axis=0)) < FALSE_ALARM)
