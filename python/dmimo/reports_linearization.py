@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a report says of the amplifiers that an array has identified by itself, and what is true where that is known."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .core import predistortion
+from .core.amplifier_model import amplify_with_memory
+from .core.memory_polynomial import predistort_with_memory
+from .core.predistortion import Identification
+from .simulation.amplifiers import Amplifiers
+
+# Equally likely amplitudes over which true distortions are averaged; in this order and with these phases, always.
+_SAMPLES, _SEED = 4096, 20170713
+# A sample whose model output is this close to what is wanted was inside the invertible range.
+_REACHED = 1e-6
+_FLAGS = ("refused", "mismatch_limited", "receivers_disagree", "unexplained", "saturated")
+
+
+def joined(identifications: Mapping[str, Identification], num_ports: Mapping[str, int]) -> Identification:
+    """Identification of the ports of all access points (APs), in the order of `num_ports`, from those of each.
+
+    Ports of an AP that has none, since it has no second port that could listen, are unheard and refused.
+
+    Parameters
+    ----------
+    identifications : by AP, all of the same pilots, order and memory depth; at least one.
+    num_ports : of each AP, by name.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or an AP's identification does not have its number of ports.
+    """
+    if not identifications:
+        raise ValueError("identifications must hold at least one AP")
+    model = next(iter(identifications.values()))
+    parts = []
+    for ap, count in num_ports.items():
+        part = identifications.get(ap)
+        if part is not None and (part.refused.shape != (count,) or part.deaf.shape != (count,)):
+            raise ValueError(f"identification of {ap} is of {part.refused.shape} ports heard by {part.deaf.shape}: "
+                             f"must be ({count},) by ({count},)")
+        parts.append(_unheard(model, count) if part is None else part)
+    return Identification(**{
+        item.name: model.max_amplitude if item.name == "max_amplitude"
+        else np.concatenate([getattr(part, item.name) for part in parts]) for item in fields(Identification)
+    })  # fmt: skip
+
+
+def _unheard(model: Identification, count: int) -> Identification:
+    """Identification of `count` ports that nobody heard, of the same model."""
+    values = {}
+    for item in fields(Identification):
+        like = np.asarray(getattr(model, item.name))
+        values[item.name] = np.zeros((count, *like.shape[1:]), like.dtype)
+    values["coefficients"].reshape(count, -1)[:, 0] = 1.0
+    values["covariance"][:] = np.inf
+    values["distortion_with"][:] = np.inf
+    values["noise_var"][:] = np.nan
+    for name in ("distortion_without", "mismatch", "clipped_share"):
+        values[name][:] = np.nan
+    values["refused"][:] = True
+    return Identification(**values | {"max_amplitude": model.max_amplitude})
+
+
+def amplifiers_section(identification: Identification, ports: Sequence[str],
+                       true: Amplifiers | None = None) -> dict[str, object]:
+    """Section `amplifiers` of the report: what was identified, how well, and which ports stay as they are.
+
+    A sample of unit mean power is 0 dB. Distortions are power relative to the linear signal, in dB; what there is not
+    is nan, which is written as null.
+
+    Parameters
+    ----------
+    identification : of M ports, each heard by the others (`joined` for several APs); M_rx = M_tx = M.
+    ports : M names.
+    true : amplifiers of these ports, where they are simulated. Their coefficients are stated relative to the direct
+        linear one, as the identified ones.
+
+    Raises
+    ------
+    ValueError
+        If the number of names or of true amplifiers is not that of the ports.
+    """
+    found, count = identification, len(ports)
+    if found.refused.shape != (count,) or found.deaf.shape != (count,):
+        raise ValueError(f"ports has {count} names: must be one for each of the {found.refused.shape} transmitters "
+                         f"and {found.deaf.shape} receivers")
+    if true is not None and true.num_ports != count:
+        raise ValueError(f"true has {true.num_ports} amplifiers: must be one for each of the {count} ports")
+    depth = found.coefficients.shape[1] if found.coefficients.ndim == 3 else 1
+    flags = {name: _named(getattr(found, name), ports) for name in _FLAGS}
+    section = {
+        "ports": list(ports),
+        "order": 2 * found.coefficients.shape[-1] - 1,
+        "memory_depth": depth,
+        "coefficients": found.coefficients,
+        # With memory order by order, as the covariance.
+        "predicted_std": np.sqrt(np.diagonal(found.covariance, axis1=-2, axis2=-1).real),
+        "max_amplitude": float(found.max_amplitude),
+        "reach": reach(found),
+        "distortion_without_db": _db(found.distortion_without),
+        "distortion_with_db": _db(found.distortion_with),
+        "mismatch_db": _db(found.mismatch),
+        "clipped_share": found.clipped_share,
+        "num_receivers": found.num_receivers,
+        "flags": flags | {"unheard": _named(~found.heard, ports)},
+        "deaf": _named(found.deaf, ports),
+    }
+    return section if true is None else section | _truth(found, true)
+
+
+def reach(identification: Identification) -> NDArray:
+    """Largest amplifier output (M,) that predistortion can ask for; inf for ports that stay as they are.
+
+    With memory that of the direct path, as `predistort_with_memory` limits it.
+    """
+    return np.where(identification.refused, np.inf, _identified_reach(identification))
+
+
+def _identified_reach(found: Identification) -> NDArray:
+    """As `reach`, whether or not predistortion was refused."""
+    direct = found.coefficients[:, 0] if found.coefficients.ndim == 3 else found.coefficients
+    return predistortion.invertible_range(direct, max_amplitude=found.max_amplitude).output_amplitude
+
+
+def _named(which: NDArray, ports: Sequence[str]) -> list[str]:
+    return [port for port, is_one in zip(ports, which, strict=True) if is_one]
+
+
+def _db(power: NDArray) -> NDArray:
+    """10 log10 of positive finite numbers, nan of others."""
+    known = np.isfinite(power) & (power > 0)
+    return np.where(known, 10 * np.log10(np.where(known, power, 1.0)), np.nan)
+
+
+def _truth(found: Identification, true: Amplifiers) -> dict[str, object]:
+    coefficients = true.coefficients / true.coefficients[:, :1, :1]
+    without, with_ = true_distortions(found, true)
+    return {
+        "true_coefficients": coefficients[:, 0] if true.num_taps == 1 else coefficients,
+        "true_saturation": true.saturation,
+        "true_distortion_without_db": _db(without),
+        "true_distortion_with_db": _db(with_),
+    }
+
+
+def true_distortions(identification: Identification, true: Amplifiers) -> tuple[NDArray, NDArray]:
+    r"""NMSE (M,) of the true amplifiers without and with predistortion as identified, for Gaussian data of unit power.
+
+    Samples x give the outputs z of the amplifiers. What the best linear filter, with as many taps as the amplifiers
+    have, cannot explain is distortion:
+
+    .. math:: D = \frac{1}{|a_{00}|^2} \min_g \sum_k |z_k - \sum_l g_l x_{k-l}|^2 \Big/ \sum_k |x_k|^2
+
+    with :math:`a_{00}` the direct linear coefficient, so that D is relative to the linear signal as the predictions
+    are. Both take the same samples, as the predictions do: those below the largest pilot for which the identified
+    amplifier has an inverse, whether or not that is used. Amplitudes are equally likely quantiles, so that without
+    memory this is a quadrature; their order and phases, which matter with memory only, are random and always the same.
+    nan: no samples.
+    """
+    x = np.broadcast_to(_gaussian(identification.max_amplitude), (true.num_ports, _SAMPLES))
+    coefficients = identification.safe_coefficients
+    if coefficients.ndim == 3:
+        limit = np.where(identification.refused, np.inf, identification.max_amplitude)
+        u = predistort_with_memory(x, coefficients, max_amplitude=limit).samples
+        reached = amplify_with_memory(u, coefficients)
+    else:
+        u = identification.predistort(x).samples
+        reached = predistortion.amplify(u, coefficients)
+    # With memory, what came before may put a sample out of reach.
+    inside = np.abs(x) <= _identified_reach(identification)[:, None]
+    judged = inside & (np.abs(reached - x) < _REACHED)
+    direct = np.abs(true.coefficients[:, 0, 0]) ** 2
+    return _nonlinear(x, true(x), judged) / direct, _nonlinear(x, true(u), judged) / direct
+
+
+def _gaussian(peak: float) -> NDArray:
+    """Complex samples with the amplitudes of Gaussian data of unit power below `peak`, in random order."""
+    rng = np.random.default_rng(_SEED)
+    share = (np.arange(_SAMPLES) + 0.5) / _SAMPLES
+    amplitudes = np.sqrt(-np.log1p(share * np.expm1(-(peak**2))))
+    return rng.permutation(amplitudes) * np.exp(2j * np.pi * rng.random(_SAMPLES))
+
+
+def _nonlinear(x: NDArray, output: NDArray, judged: NDArray) -> NDArray:
+    """Power (M,) of what no filter of L taps makes of x (M, N) in outputs (M, N - L + 1), over the power of x."""
+    taps = x.shape[-1] - output.shape[-1] + 1
+    keep = judged[:, taps - 1 :]
+    delayed = np.stack([x[:, taps - 1 - lag : x.shape[-1] - lag] * keep for lag in range(taps)], axis=-1)
+    wanted = (output * keep)[..., None]
+    adjoint = np.swapaxes(delayed.conj(), -1, -2)
+    left = wanted - delayed @ (np.linalg.pinv(adjoint @ delayed, hermitian=True) @ (adjoint @ wanted))
+    power = np.sum(np.abs(delayed[..., 0]) ** 2, axis=-1)
+    return np.sum(np.abs(left) ** 2, axis=(-2, -1)) / np.where(power > 0, power, np.nan)
