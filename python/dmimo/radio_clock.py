@@ -17,6 +17,7 @@ from .radio_time import rate_ratio
 
 MEMORY_S = 10.0
 MIN_REPORTS = 8  # before several radios are compared; one of so many messages is punctual
+MANY_REPORTS = 100  # before one is accused: on a busy computer seconds may pass without a punctual message
 MAX_FRACTION_S = 0.2  # from a whole second: far more than the delay of messages, a chance of 0.4 without a common PPS
 
 
@@ -115,13 +116,16 @@ class Radios:
     def align(self) -> tuple[dict[str, int], dict[str, str]]:
         """Whole seconds by which to shift each radio, and faults, as `whole_second_shifts`.
 
-        Given once at the start and once after every epoch that has ended, as soon as enough reports have come from all;
-        empty otherwise.
+        Given once at the start and once after every epoch that has ended, as soon as enough reports have come from all,
+        and many where they do not agree; empty otherwise.
         """
         if self._compared or not self._comparable:
             return {}, {}
+        shifts, faults = self._compare()
+        if faults and any(clock.reports < MANY_REPORTS for clock in self._clocks.values()):
+            return {}, {}
         self._compared = True
-        return self._compare()
+        return shifts, faults
 
     def apart(self) -> dict[str, str]:
         """What is wrong with radios that do not have the time of the others, by name; empty where that is not known.
