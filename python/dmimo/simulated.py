@@ -2,15 +2,19 @@
 """The simulated network that a testbed file describes, and what a report says of its truth."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 import numpy as np
 
 from .core import metrics, waveforms
 from .core.sweep_calibration import SweepCalibration
 from .protocols.bidirectional_estimate import SideCalibration
+from .simulation.amplifiers import GAN_POLYNOMIAL, Amplifiers, draw_amplifiers
+from .simulation.coupling import CouplingLaw, PlanarArray
 from .simulation.faults import Fault
 from .simulation.hardware import Panel, draw_gains
 from .simulation.network import Network, SimulatedNode
+from .simulation.noise import seed_words
 from .simulation.oscillators import Clock, Oscillator
 from .simulation.propagation import Geometric, Propagation, Rayleigh
 from .testbed import Node, Testbed
@@ -28,7 +32,8 @@ def propagation(bed: Testbed) -> Propagation:
     settings = bed.propagation
     common = dict(seed=bed.seed, path_gain_db=settings.path_gain_db, delays=settings.delays,
                   pair_gain_db=settings.pair_gain_db, blocked_pairs=settings.blocked_pairs,
-                  coupling_db=settings.coupling_db, cross_polarisation_db=settings.cross_polarisation_db)
+                  coupling_db=settings.coupling_db, cross_polarisation_db=settings.cross_polarisation_db,
+                  coupling_law=None if settings.coupling is None else CouplingLaw(**asdict(settings.coupling)))
     if settings.kind == "geometric":
         return Geometric(num_paths=settings.num_paths, rice_factor_db=settings.rice_factor_db, **common)
     return Rayleigh(num_taps=settings.num_taps, delay_spread_s=settings.delay_spread_s, **common)
@@ -54,10 +59,26 @@ def simulated_node(bed: Testbed, node: Node) -> SimulatedNode:
                     rate=1.0 + (oscillator.cfo_hz / bed.center_freq if clock.follow_cfo else 0.0),
                     adjustable=_aligns(bed, node)),
         noise_var=noise_var,
-        compression=None if hardware.amplifier is None else complex(*hardware.amplifier.compression),
+        amplifiers=_amplifiers(bed, node),
         adc=None if hardware.adc is None else (hardware.adc.bits, hardware.adc.full_scale),
         position_m=node.position_m,
+        array=None if node.array is None else PlanarArray(**asdict(node.array)),
     )
+
+
+def _amplifiers(bed: Testbed, node: Node) -> Amplifiers | None:
+    """A node's amplifiers, drawn with a generator of their own: the node's gains and phases do not depend on them."""
+    settings = node.hardware.amplifier
+    if settings is None:
+        return None
+    coefficients, saturation = [1.0, complex(*settings.compression)], np.inf
+    if settings.kind == "gan":
+        coefficients, saturation = GAN_POLYNOMIAL, 1.0
+    return draw_amplifiers(
+        np.random.default_rng(seed_words(bed.seed, node.name, "amplifier")), node.num_ports, coefficients,
+        back_off_db=settings.back_off_db, drive_std_db=settings.drive_std_db, spread=settings.spread,
+        saturation=saturation if settings.saturation is None else settings.saturation,
+        memory=[complex(*gain) for gain in settings.memory])
 
 
 def _aligns(bed: Testbed, node: Node) -> bool:
@@ -87,3 +108,23 @@ def truth(bed: Testbed, network: Network, estimate: SweepCalibration | SideCalib
         "alignment_error": float(metrics.alignment_error(estimate.c[known], c[known])),
         "phase_error_deg": float(np.degrees(metrics.phase_error(estimate.c[known], c[known]))),
     }
+
+
+def true_amplifiers(network: Network, names: Sequence[str]) -> Amplifiers:
+    """The true amplifiers of all ports of the nodes `names`, in their order.
+
+    Coefficients (ports, L, P) relative to the linear gain at band centre, sum_l a_l0 = 1, filled up with zeros to the
+    longest memory and highest order among them; saturation (ports,) in the amplitude of samples, inf where there is
+    none. Linear ports have a_00 = 1.
+    """
+    nodes = {node.name: node for node in network.nodes}
+    own = [Amplifiers(np.ones((nodes[name].num_ports, 1))) if nodes[name].amplifiers is None
+           else nodes[name].amplifiers for name in names]
+    taps, orders = np.max([amplifiers.coefficients.shape[1:] for amplifiers in own], axis=0)
+    coefficients = np.zeros((sum(amplifiers.num_ports for amplifiers in own), taps, orders), np.complex128)
+    first = 0
+    for amplifiers in own:
+        last = first + amplifiers.num_ports
+        coefficients[first:last, : amplifiers.num_taps, : amplifiers.coefficients.shape[2]] = amplifiers.coefficients
+        first = last
+    return Amplifiers(coefficients, np.concatenate([amplifiers.saturation for amplifiers in own]))
