@@ -17,6 +17,7 @@ from . import __version__, radio_plan, simulated, testbed
 from .bidirectional_assembly import Bidirectional
 from .core import waveforms
 from .core.sweep_calibration import SweepCalibration
+from .linearization_assembly import Linearization
 from .protocols import beam_sweep, multiuser, verification
 from .protocols.bidirectional_estimate import SideCalibration
 from .protocols.slots import Collector, Role, Schedule, build_schedule
@@ -25,7 +26,7 @@ from .records import CalibrationRecord
 from .simulation.network import Network
 from .synchronization_assembly import SETTLING, Synchronization
 
-Protocol = Literal["sweep", "sync", "bidirectional"]
+Protocol = Literal["sweep", "sync", "bidirectional", "linearize"]
 WINDOW_ADVANCE = 4  # the receive window opens a quarter of the prefix early: clocks may be late by as much
 
 
@@ -38,10 +39,13 @@ class Assembly:
     verify : bool
         Whether verification and downlink to several users follow, where the testbed has the sections
         `verification` and `multiuser`.
-    protocol : "sweep", "sync" or "bidirectional", optional
+    protocol : "sweep", "sync", "bidirectional" or "linearize", optional
         What the run is for: "sweep" calibrates by a beam sweep, after a synchronisation where the testbed has a
         `beamsync` section; "sync" synchronises again and again; "bidirectional" calibrates access points and user
-        terminals in TDD patterns. By default "bidirectional" with a section of that name, "sweep" otherwise.
+        terminals in TDD patterns; "linearize" identifies the amplifiers of every access point by its own receivers,
+        predistorts them and calibrates each access point by itself. By default "bidirectional" with a section of that
+        name, "linearize" for a testbed of one access point, "sweep" otherwise. With a section `mutual_coupling` the
+        amplifiers are linearised first in the others, too.
 
     Raises
     ------
@@ -54,14 +58,22 @@ class Assembly:
             raise ValueError(f"testbed {bed.name!r} has frontend: replay, which `dmimo calibrate` and `dmimo sync` run")
         self.testbed = bed
         if protocol is None:
-            protocol = "sweep" if bed.bidirectional is None else "bidirectional"
+            protocol = "bidirectional" if bed.bidirectional is not None else (
+                "sweep" if len(bed.aps) > 1 else "linearize")
         self.protocol = protocol
-        self.verifies = verify and bed.verification is not None
-        self.serves_many = verify and bed.multiuser is not None
+        self._verify = verify
+        alone = protocol == "linearize"  # each access point by itself
+        self.verifies = verify and bed.verification is not None and not alone
+        self.serves_many = verify and bed.multiuser is not None and not alone
         if protocol == "sync" and bed.beamsync is None:
             raise ValueError(f"testbed {bed.name!r} has no section beamsync: see Synchronising in the user guide")
         if protocol == "bidirectional" and bed.bidirectional is None:
             raise ValueError(f"testbed {bed.name!r} has no section bidirectional: see the user guide")
+        if protocol == "linearize" and bed.mutual_coupling is None:
+            raise ValueError(f"testbed {bed.name!r} has no section mutual_coupling: see Linearising in the user guide")
+        if protocol != "linearize" and len(bed.aps) < 2:
+            raise ValueError(f"testbed {bed.name!r} has one access point: nothing to {protocol}; dmimo linearize "
+                             "calibrates it by itself")
         self.port_names = self.ports_of()
         self._nodes = {node.name: node for node in bed.nodes}
         self._aps = tuple(ap.name for ap in bed.aps)
@@ -167,8 +179,16 @@ class Assembly:
     @cached_property
     def synchronization(self) -> Synchronization | None:
         """Plans and roles of the synchronisation, None without a `beamsync` section."""
-        return None if self.testbed.beamsync is None else Synchronization(
-            self.testbed, self.layouts, self.latency_samples)
+        if self.testbed.beamsync is None or self.protocol == "linearize":
+            return None
+        return Synchronization(self.testbed, self.layouts, self.latency_samples, self.linearization)
+
+    @cached_property
+    def linearization(self) -> Linearization | None:
+        """What linearises the access points, None without a `mutual_coupling` section."""
+        if self.testbed.mutual_coupling is None:
+            return None
+        return Linearization(self.testbed, self.layout(1), self._verify and self.protocol == "linearize")
 
     @cached_property
     def bidirectional(self) -> Bidirectional | None:
@@ -188,8 +208,12 @@ class Assembly:
         nodes, window, slot_samples = tuple(self._nodes), self.testbed.slots.window, self.testbed.slots.slot_samples
         sync = self.synchronization
         first = [] if self.loop_delays is None else self.loop_delays.phases()
+        if self.protocol == "linearize":
+            return build_schedule(nodes, slot_samples, first + self.linearization.phases(window))
         if sync is not None:
             first += sync.first_phases()
+        elif self.linearization is not None:
+            first += self.linearization.plan.phases(window)
         verified = self.plan.phases(window) if self.verifies else []
         if self.serves_many:
             verified = verified + self.multiuser_plan.phases(window)
@@ -226,8 +250,12 @@ class Assembly:
         """New roles of a node."""
         self._known(name)
         roles: list[Role] = [] if self.loop_delays is None else [self.loop_delays.role(name)]
+        if self.protocol == "linearize":
+            return roles + self.linearization.roles(name)
         if self.synchronization is not None:
             roles += self.synchronization.roles(name)
+        elif self.linearization is not None:
+            roles.append(self.linearization.coupling_role(name))
         if self.bidirectional is not None:
             roles += self.bidirectional.roles(name)
         if self.protocol == "sweep":
@@ -242,8 +270,12 @@ class Assembly:
         """New collectors by name; each phase of the schedule belongs to one of them."""
         sync = self.synchronization
         collectors: dict[str, Collector] = {} if self.loop_delays is None else self.loop_delays.collectors()
+        if self.protocol == "linearize":
+            return collectors | self.linearization.collectors(self.schedule.slots)
         if sync is not None:
             collectors["beamsync"] = sync.collector(self.watches)
+        elif self.linearization is not None:
+            collectors["linearizer"] = self.linearization.coupling_collector()
         if self.bidirectional is not None:
             collectors |= self.bidirectional.collectors(self.schedule.slots)
         if self.protocol == "sweep":

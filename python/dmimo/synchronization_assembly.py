@@ -11,6 +11,7 @@ from .core.carrier_tracking import CarrierTracker
 from .core.clock_correction import ClockCorrection
 from .core.sync_burst import SyncBurst
 from .core.waveforms import SlotLayout
+from .linearization_assembly import Linearization
 from .protocols import internal_calibration, timing
 from .protocols.beamsync import Bystander, FollowerRole, LeaderRole
 from .protocols.beamsync_collector import BeamSyncCollector, Pacing
@@ -37,11 +38,14 @@ class Synchronization(AccessPoints):
     layouts : mapping of AP to SlotLayout
     latency_samples : int
         How much later than at the antenna received samples are labelled.
+    linearization : Linearization, optional
+        Calibrates the ports of the access points to each other, instead of the internal calibration.
     """
 
-    def __init__(self, bed: testbed.Testbed, layouts: Mapping[str, SlotLayout], latency_samples: int):
+    def __init__(self, bed: testbed.Testbed, layouts: Mapping[str, SlotLayout], latency_samples: int,
+                 linearization: Linearization | None = None):
         self._bed, self._settings = bed, bed.beamsync
-        self._layouts, self._latency = layouts, latency_samples
+        self._layouts, self._latency, self._linearization = layouts, latency_samples, linearization
         self.nodes = tuple(node.name for node in bed.nodes)
         self.leader = self._settings.leader
         self.followers = tuple(ap.name for ap in bed.aps if ap.name != self.leader)
@@ -92,8 +96,9 @@ class Synchronization(AccessPoints):
 
     @property
     def calibrates(self) -> bool:
-        """Whether the access points calibrate their own ports first."""
-        return self._settings.internal_calibration != "none" and max(self.num_ports.values()) > 1
+        """Whether the access points calibrate their own ports first, and in the common slots of all their ports."""
+        wanted = self._linearization is None and self._settings.internal_calibration != "none"
+        return wanted and max(self.num_ports.values()) > 1
 
     def first_phases(self) -> list[tuple[str, int, list[Slot]]]:
         """Phases of a cold start up to the frequency."""
@@ -102,6 +107,8 @@ class Synchronization(AccessPoints):
             slots = internal_calibration.internal_slots(self.nodes, self.aps,
                                                         self._settings.internal_repeats)
             phases.append((internal_calibration.PHASE, self._bed.slots.window, slots))
+        if self._linearization is not None:
+            phases += self._linearization.plan.phases(self._bed.slots.window)
         return [*phases, self.plan.frequency_stage()]
 
     def repeated_phases(self) -> list[tuple[str, int, list[Slot]]]:
@@ -112,6 +119,8 @@ class Synchronization(AccessPoints):
     def roles(self, name: str) -> list[Role]:
         """New roles of a node."""
         roles: list[Role] = [internal_calibration.InternalRole(name, self._layouts)] if self.calibrates else []
+        if self._linearization is not None:
+            roles.append(self._linearization.coupling_role(name))
         clock = correction = None
         if name in self.followers:
             clock = None if self.timing_plan is None else ClockCorrection(self._bed.samp_rate)
@@ -136,7 +145,9 @@ class Synchronization(AccessPoints):
         amplitudes = 10 ** ((gains_db[0] - gains_db[1]) / 20)
         members: dict[str, Collector] = {
             "beamsync": BeamSyncCollector(self.plan, self.num_ports, pacing, amplitudes)}
-        if self.calibrates:
+        if self._linearization is not None:
+            members["internal"] = self._linearization.coupling_collector(excludes=False)
+        elif self.calibrates:
             members["internal"] = internal_calibration.InternalCollector(
                 self.num_ports, settings.internal_calibration)
         if self.timing_plan is not None:

@@ -39,6 +39,8 @@ class MutualCouplingCollector:
         pairs of the swept pilots.
     max_phase_std_rad : float
         Predicted phase deviation of a port from which it is excluded.
+    excludes : bool
+        Whether the run goes on without ports that cannot be calibrated; otherwise the calibration is not trusted.
 
     Attributes
     ----------
@@ -56,12 +58,12 @@ class MutualCouplingCollector:
     phases = frozenset({AMPLITUDES, COUPLING})
 
     def __init__(self, plan: MutualCouplingPlan, calibration: Calibration = "all_pairs",
-                 max_phase_std_rad: float = 0.2):
+                 max_phase_std_rad: float = 0.2, excludes: bool = True):
         if calibration not in ("all_pairs", "ratio", "single_stage"):
             raise ValueError(f"calibration = {calibration!r}: must be 'all_pairs', 'ratio' or 'single_stage'")
         if plan.single_stage is not (calibration == "single_stage"):
             raise ValueError(f"calibration = {calibration!r}: the plan has single_stage = {plan.single_stage}")
-        self._plan, self._method, self._limit = plan, calibration, max_phase_std_rad
+        self._plan, self._method, self._limit, self._excludes = plan, calibration, max_phase_std_rad, excludes
         self.identifications: dict[str, Identification] = {}
         self.c: np.ndarray | None = None
         self.phase_std_rad: np.ndarray | None = None
@@ -82,7 +84,8 @@ class MutualCouplingCollector:
                 reasons = self._calibrate({ap: self._matched(ap, one, results[ap]) for ap, one in statistics.items()})
         elif not reasons:
             reasons = self._calibrate({ap: (np.asarray(results[ap]["gains"]),
-                                            np.asarray(results[ap]["noise_var"]) / results[ap]["energy"], 0.0)
+                                            np.asarray(results[ap]["noise_var"]) / results[ap]["energy"],
+                                            self._left_over(ap))
                                        for ap, count in self._plan.num_ports.items() if count > 1})
         if self.c is not None:
             self.reference_time = int(np.median(np.concatenate([one["starts"] for one in results.values()])))
@@ -123,6 +126,19 @@ class MutualCouplingCollector:
             coefficients = coefficients[:, 0]
         return {"predistortion": coefficients, "predistortion_peak": peaks}
 
+    def _left_over(self, ap: str) -> np.ndarray:
+        r"""Variance (ports,) of log c from what predistortion leaves of the amplifiers at the linear pilots' amplitude.
+
+        A pilot of amplitude 1 comes out as :math:`1 - \sum_p \delta_p`, delta the errors of the coefficients (with
+        memory, of all taps together); where predistortion is refused, as :math:`1 + \sum_p \kappa_p`.
+        """
+        if ap not in self.identifications:
+            return np.zeros(self._plan.num_ports[ap])
+        found = self.identifications[ap]
+        errors = np.sum(found.covariance.real, axis=(-2, -1))
+        compression = np.abs(found.coefficients.reshape(len(errors), -1)[:, 1:].sum(axis=-1)) ** 2
+        return np.where(found.refused, np.maximum(compression - errors, 0.0), errors)
+
     def _matched(self, ap: str, statistics: PilotStatistics, result: Mapping[str, object]):
         """Gains, noise and further variance of log c, as `_calibrate` takes them, from the swept pilots of an AP."""
         found, noise = self.identifications[ap], np.maximum(result["noise_var"], TINY)
@@ -145,6 +161,9 @@ class MutualCouplingCollector:
             self.c[own], self.phase_std_rad[own] = np.where(usable, c, 0.0), np.where(usable, std, np.inf)
             if np.count_nonzero(usable) < 2:
                 reasons.append(f"node {ap}: no two of its ports hear each other well enough to be calibrated")
+            elif not (self._excludes or usable.all()):
+                reasons += [f"node {ap}: port {port}: does not hear the others, or is not heard, well enough to be "
+                            "calibrated" for port in np.flatnonzero(~usable)]
         self.excluded = self.c == 0
         return reasons
 

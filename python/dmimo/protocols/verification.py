@@ -58,11 +58,15 @@ class Plan(joint.AccessPoints):
         times, and as often with random node phases.
     prefix, coefficients, beams_from
         See `joint_transmission.AccessPoints`.
+    scattered : "ap" or "port"
+        What has one phase of its own: with which random phases the coherent gain compares the joint transmission.
+        Ports within an AP share its oscillator; where the calibration is that of one array, they are what it aligns.
 
     Raises
     ------
     ValueError
-        If `alone` is unknown, or a number of cooperating ports is not to be had or their shares are not measured.
+        If `alone` or `scattered` is unknown or they do not go together, or a number of cooperating ports is not to be
+        had or their shares are not measured.
     """
 
     names: ClassVar[tuple[str, str, str]] = (TRAINING, UPLINK, DOWNLINK)
@@ -85,10 +89,14 @@ class Plan(joint.AccessPoints):
     prefix: str = ""
     coefficients: str = ""
     beams_from: str | None = None
+    scattered: Literal["ap", "port"] = "ap"
 
     def __post_init__(self):
-        if self.alone not in ("port", "ap"):
-            raise ValueError(f"alone = {self.alone!r}: must be 'port' or 'ap'")
+        for name in ("alone", "scattered"):
+            if getattr(self, name) not in ("port", "ap"):
+                raise ValueError(f"{name} = {getattr(self, name)!r}: must be 'port' or 'ap'")
+        if self.scattered == "port" and self.alone != "port":
+            raise ValueError(f"alone = {self.alone!r}: must be 'port' where ports are scattered")
         most = len(self.node_of_port)
         if any(not 1 <= count <= most for count in self.cooperating):
             raise ValueError(f"cooperating = {self.cooperating}: must be numbers of ports from 1 to {most}")
@@ -104,6 +112,13 @@ class Plan(joint.AccessPoints):
     def senders(self) -> tuple[str, ...]:
         """AP that sends in each of the variants 1, 2, ... in which one port, or one AP, sends alone."""
         return self.node_of_port if self.alone == "port" else self.aps
+
+    @property
+    def unit_of_port(self) -> tuple[str, ...]:
+        """What each port shares its phase with: its AP, or nobody."""
+        if self.scattered == "ap":
+            return self.node_of_port
+        return tuple(f"{ap}:{port}" for ap in self.aps for port in range(self.num_ports[ap]))
 
     def start(self, number: int) -> int:
         """Variant of a joint transmission with random node phases."""
@@ -171,7 +186,10 @@ class VerificationRole(joint.JointRole):
             weights = np.where(ports < plan.cooperating[position], joint.full_power(weights), 0)
             if start == 0:
                 return weights
-        return weights * joint.random_turn(plan.seed, plan.aps.index(self._node), variant, self._watch)
+        units = plan.unit_of_port
+        numbers = [list(dict.fromkeys(units)).index(units[port]) for port in range(first, first + len(weights))]
+        turns = {number: joint.random_turn(plan.seed, number, variant, self._watch) for number in numbers}
+        return weights * np.array([turns[number] for number in numbers])[:, None]
 
     def receive(self, slot: Slot, grant: Grant, samples: np.ndarray) -> None:
         """APs keep the UE's symbols, the UE keeps the downlink; other UEs keep nothing."""
@@ -241,13 +259,14 @@ class Verifier:
         g = sounding.advance(g, symbol, sounding.common_delay(g, symbol))  # the UE's clock, common to all
         variants = np.array([self._slots[int(index)].variant for index in result["slots"]])
         power = np.mean(np.abs(g) ** 2, axis=-1) - noise
-        owner, weights = np.array(plan.node_of_port), self._weights["weights"]
-        sender = np.array(plan.senders)
+        owner, weights = np.array(plan.unit_of_port), self._weights["weights"]
+        sender = owner if plan.alone == "port" else np.array(plan.aps)
         alone = np.array([_amplitude(g[variants == 1 + k], plan.num_subbands) for k in range(sender.size)])
         error = float(np.mean(noise)) / (2 * plan.repeats)  # variance of each of these amplitudes
-        single = {ap: _best_power(alone[sender == ap], error) for ap in plan.aps}
-        shares = {ap: float(np.mean(np.sum(np.abs(weights[owner == ap]) ** 2, axis=0))) for ap in plan.aps}
-        scattered = sum(shares[ap] * single[ap] for ap in plan.aps)
+        units = tuple(dict.fromkeys(plan.unit_of_port))
+        single = {unit: _best_power(alone[sender == unit], error) for unit in units}
+        shares = {unit: float(np.mean(np.sum(np.abs(weights[owner == unit]) ** 2, axis=0))) for unit in units}
+        scattered = sum(shares[unit] * single[unit] for unit in units)
         starts = np.array([power[variants == plan.start(k)].mean() for k in range(plan.random_starts)])
         together, ideal = power[variants == plan.joint], _best_power(alone, error)
         self.report = {
@@ -255,10 +274,12 @@ class Verifier:
             "coherent_gain_std_db": _db_std(together),
             "ideal_gain_db": decibels(ideal, scattered),
             "best_single_node_db": decibels(max(single.values()), scattered),
-            "single_node_db": {ap: decibels(value, scattered) for ap, value in single.items()},
+            "single_node_db": {unit: decibels(value, scattered) for unit, value in single.items()},
             "joint_power_db": decibels(together.mean(), 1.0),
             "downlink_snr_db": decibels(together.mean(), np.mean(noise)),
         }
+        if plan.scattered == "port":
+            self.report["port_power_db"] = [decibels(value) for value in single.values()]
         if starts.size:
             self.report["uncalibrated_gain_db"] = decibels(starts.mean(), scattered)
             self.report["uncalibrated_gain_std_db"] = _db_std(starts)
@@ -303,8 +324,9 @@ class Verifier:
         """Why not to trust the result: an AP that the UE misses, or a joint transmission far from the ideal."""
         plan = self._plan
         floor = MIN_DEVIATIONS * noise / np.sqrt(plan.layout.symbol.num_subcarriers * plan.repeats)
-        reasons = [f"node {ap}: {plan.ue} does not receive it, though it carries {shares[ap]:.0%} of the power"
-                   for ap in plan.aps if shares[ap] > 0.01 and not single[ap] > floor]
+        kind = "node" if plan.scattered == "ap" else "port"
+        reasons = [f"{kind} {unit}: {plan.ue} does not receive it, though it carries {shares[unit]:.0%} of the power"
+                   for unit in single if shares[unit] > 0.01 and not single[unit] > floor]
         if joint.is_unsteady(together, noise, plan.layout.symbol.num_subcarriers):
             reasons.append(f"node {plan.ue}: the power of the joint transmission more than halves between repeats")
         spread = together.std(ddof=1) / np.sqrt(together.size) if together.size > 1 else 0.0
