@@ -14,7 +14,7 @@ MODULES = sorted(path.relative_to(SOURCES) for path in SOURCES.rglob("*.py"))
 
 # Layer -> (what of this package it may import, which other packages). A layer is a sub-package or a top-level module;
 # "" is the package's own __init__, which everything may ask for the version.
-TESTBED = {"radio_checks", "testbed", "testbed_checks", "testbed_sections", "testbed_yaml"}
+TESTBED = {"coupling_checks", "radio_checks", "testbed", "testbed_checks", "testbed_sections", "testbed_yaml"}
 FILES = {"csi_records", "records", *TESTBED}
 RADIO = {"radio_clock", "radio_settings", "radio_time"}
 RECORDINGS = {"recording", "recording_format"}
@@ -27,6 +27,7 @@ LAYERS = {
     "radio_clock": ({"radio_time"}, set()),
     "radio_settings": (set(), set()),
     "radio_time": (set(), set()),
+    "coupling_checks": (TESTBED, set()),
     "radio_checks": (TESTBED, set()),
     "radio_plan": ({"protocols", "radio_settings"} | TESTBED, set()),
     "testbed": (TESTBED, {"yaml", "jsonschema"}),
@@ -35,10 +36,12 @@ LAYERS = {
     "testbed_checks": (TESTBED, {"jsonschema"}),
     "records": (TESTBED, {"numpy", "h5py"}),
     "csi_records": ({"records"}, {"numpy", "h5py"}),
+    "records_predistortion": ({"core", "records"} | TESTBED, {"numpy", "h5py"}),
     "plotting": (PLOTTING, {"numpy", "matplotlib"}),
     "plotting_bidirectional": ({"plotting_style"}, {"numpy", "matplotlib"}),
     "plotting_bidirectional_run": ({"plotting_panels"}, {"numpy", "matplotlib"}),
     "plotting_panels": ({"plotting_style"}, {"numpy", "matplotlib"}),
+    "plotting_predistortion": ({"core", "plotting_style"}, {"numpy", "matplotlib"}),
     "plotting_style": (set(), {"numpy", "matplotlib"}),
     "plotting_sync_run": ({"plotting_style"}, {"numpy", "matplotlib"}),
     "plotting_synchronization": ({"plotting_style"}, {"numpy", "matplotlib"}),
@@ -58,6 +61,7 @@ LAYERS = {
     "direct": ({"simulation", "protocols"}, {"numpy"}),
     "reports": ({"core", "simulation", "protocols", "assembly", "reports_bidirectional"} | FILES, {"numpy"}),
     "reports_bidirectional": ({"core", "simulation", "protocols", "assembly"}, {"numpy"}),
+    "reports_linearization": ({"core", "simulation"}, {"numpy"}),
     "blocks": ({"blocks", "core", "simulation", "protocols", "assembly", "calibration_files"}
                | RADIO | RECORDINGS | FILES, {"numpy", "gnuradio", "pmt"}),
     "flowgraphs": ({"blocks", "core", "protocols", "assembly", "reports"} | RADIO | RECORDINGS | FILES, {"gnuradio"}),

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import jsonschema
 
-from . import radio_checks
+from . import coupling_checks, radio_checks
 from .testbed_yaml import Document, KeyPath, TestbedError, show
 
 if TYPE_CHECKING:
@@ -108,7 +108,8 @@ def _requirement(path: KeyPath, error: jsonschema.ValidationError) -> str:
     """Return what the schema asks for, in words."""
     kind, limit = error.validator, error.validator_value
     if kind == "enum":
-        close = difflib.get_close_matches(str(error.instance), [str(choice) for choice in limit], n=1)
+        words = [choice for choice in limit if isinstance(choice, str)]
+        close = difflib.get_close_matches(str(error.instance), words, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         return f"{hint}allowed: {', '.join(str(choice) for choice in limit)}"
     if kind == "type":
@@ -145,10 +146,13 @@ def check(document: Document, testbed: Testbed) -> None:
     _check_frontend(document, testbed)
     radio_checks.check(document, testbed)
     _check_panels(document, testbed)
+    _check_arrays(document, testbed)
+    _check_amplifiers(document, testbed)
     _check_pairs(document, testbed)
     _check_faults(document, testbed)
     _check_bidirectional(document, testbed)
     _check_roles(document, testbed)
+    coupling_checks.check(document, testbed)
     _check_slots(document, testbed)
     _check_sweep(document, testbed)
     _check_beamsync(document, testbed)
@@ -178,6 +182,31 @@ def _check_panels(document: Document, testbed: Testbed) -> None:
                 path = _node_path(document, index, ("panel", "beams", position))
                 limit = f"must be below num_antennas = {node.panel.num_antennas} of node {node.name}"
                 raise document.error(path, f"value {beam}: {limit}; allowed: 0 to {node.panel.num_antennas - 1}")
+
+
+def _check_arrays(document: Document, testbed: Testbed) -> None:
+    for index, node in enumerate(testbed.nodes):
+        array = node.array
+        if array is not None and array.rows * array.columns != node.num_ports:
+            path = _node_path(document, index, ("array",))
+            problem = f"{array.rows} * {array.columns} places: must be num_ports = {node.num_ports} of node {node.name}"
+            raise document.error(path, problem)
+    if testbed.propagation.coupling is not None and testbed.propagation.coupling_db is not None:
+        raise document.error(("propagation", "coupling"), "not together with coupling_db: each says how the ports of a "
+                                                          "node hear each other; remove one of the two")
+
+
+def _check_amplifiers(document: Document, testbed: Testbed) -> None:
+    for index, node in enumerate(testbed.nodes):
+        amplifier = node.hardware.amplifier
+        if amplifier is None:
+            continue
+        if amplifier.kind != "third_order" and any(amplifier.compression):
+            path = _node_path(document, index, ("hardware", "amplifier", "compression"))
+            raise document.error(path, f"value {show(list(amplifier.compression))}: only with kind: third_order")
+        if 1.0 + sum(complex(*gain) for gain in amplifier.memory) == 0.0:
+            path = _node_path(document, index, ("hardware", "amplifier", "memory"))
+            raise document.error(path, "1 and these gains must not add up to zero, which leaves no gain at band centre")
 
 
 def _node_path(document: Document, index: int, path: KeyPath) -> KeyPath:
@@ -226,6 +255,8 @@ def _check_roles(document: Document, testbed: Testbed) -> None:
             if count > most:
                 raise document.error(("verification", "cooperating", index), f"value {count}: the access points have "
                                      f"{most} ports; allowed: 1 to {most}")
+    if testbed.linearity is not None:
+        _check_reference(document, ("linearity", "ue"), testbed.linearity.ue, testbed.ues)
     if testbed.multiuser is not None:
         _check_terminals(document, ("multiuser", "ues"), testbed.multiuser.ues, testbed)
 
@@ -241,8 +272,9 @@ def _check_terminals(document: Document, path: KeyPath, names: Sequence[str], te
 def _check_slots(document: Document, testbed: Testbed) -> None:
     slots = testbed.slots
     node = max(testbed.nodes, key=lambda node: node.num_ports)
-    # In a bidirectional exchange all ports sound at once, on combs.
-    count = node.num_ports if testbed.bidirectional is None else 1
+    # In a bidirectional exchange all ports sound at once, on combs; over mutual coupling they send pilots of their own.
+    in_turn = testbed.beamsync is not None or (testbed.bidirectional is None and testbed.mutual_coupling is None)
+    count = node.num_ports if in_turn else 1
     symbol = slots.prefix_samples + slots.pilot_samples
     needed = slots.lead_samples + count * symbol + slots.prefix_samples + slots.receive_delay_samples
     if needed > slots.slot_samples:
@@ -288,10 +320,11 @@ def _check_beamsync(document: Document, testbed: Testbed) -> None:
         raise document.error(("slots", "receive_delay_samples"), f"value {slots.receive_delay_samples}: must be 0 with "
                              "beamsync, whose bursts are expected within a prefix")
     many = any(ap.num_ports > 1 for ap in testbed.aps)
-    unheard = testbed.frontend == "simulated" and testbed.propagation.coupling_db is None
+    unheard = testbed.frontend == "simulated" and not testbed.propagation.couples_ports
     if settings.internal_calibration != "none" and many and unheard:
         raise document.error(("beamsync", "internal_calibration"), f"value {settings.internal_calibration}: the ports "
-                             "of a node must hear each other: propagation.coupling_db must be set; allowed: none")
+                             "of a node must hear each other: propagation.coupling or propagation.coupling_db must "
+                             "be set; allowed: none")
     if settings.min_interval_s > settings.max_interval_s:
         problem = f"value {settings.min_interval_s:g}: must be at most max_interval_s = {settings.max_interval_s:g}"
         raise document.error(("beamsync", "min_interval_s"), problem)
