@@ -198,6 +198,13 @@ class Assembly:
         return Bidirectional(self.testbed, self.layout(1), self.verifies)
 
     @property
+    def measures(self) -> bool:
+        """Whether the run measures what it has calibrated, through the air."""
+        alone = self.linearization is not None and (self.linearization.verifies or
+                                                    self.linearization.measures_linearity)
+        return self.verifies or self.serves_many or alone
+
+    @property
     def watches(self) -> int:
         """Measurements of the coherent gain between synchronisations; 1 where nothing is measured."""
         return self.testbed.beamsync.watches if self.verifies or self.serves_many else 1
@@ -209,7 +216,7 @@ class Assembly:
         sync = self.synchronization
         first = [] if self.loop_delays is None else self.loop_delays.phases()
         if self.protocol == "linearize":
-            return build_schedule(nodes, slot_samples, first + self.linearization.phases(window))
+            return build_schedule(nodes, slot_samples, first, self.linearization.phases(window))
         if sync is not None:
             first += sync.first_phases()
         elif self.linearization is not None:

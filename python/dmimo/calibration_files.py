@@ -7,6 +7,7 @@ from pathlib import Path
 from .assembly import Assembly
 from .csi_records import save_csi
 from .protocols.bidirectional_collector import BidirectionalCollector
+from .protocols.mutual_coupling_collector import MutualCouplingCollector
 from .protocols.slots import Collector
 from .records import save_calibration
 
@@ -15,6 +16,8 @@ def write(assembly: Assembly, collectors: Mapping[str, Collector], path: str | P
     """Write what the collectors of a run have calibrated; nothing where they have not."""
     if "bidirectional" in collectors:
         write_bidirectional(assembly, collectors["bidirectional"].members["exchange"], path, epoch)
+    elif assembly.protocol == "linearize":
+        write_linearization(assembly, collectors["linearizer"], path, epoch)
     elif getattr(collectors.get("calibrator"), "calibration", None) is not None:
         save_calibration(path, assembly.record(collectors["calibrator"].calibration, epoch=epoch))
 
@@ -31,6 +34,16 @@ def write_bidirectional(assembly: Assembly, exchange: BidirectionalCollector, pa
     save_calibration(path, assembly.record(exchange.calibration, epoch=epoch))
     beside = path.with_name(f"{path.stem}-ue{path.suffix}")
     save_calibration(beside, assembly.record(exchange.ue_calibration, assembly.bidirectional.plan.ues, epoch))
+
+
+def write_linearization(assembly: Assembly, member: MutualCouplingCollector, path: str | Path,
+                        epoch: int = 0) -> None:
+    """Write the calibrations of all access points, each by itself: to `path`, or where there are several with the name
+    of the access point before the suffix."""
+    path = Path(path)
+    for ap, calibration in member.calibrations.items():
+        own = path if len(member.calibrations) == 1 else path.with_name(f"{path.stem}-{ap}{path.suffix}")
+        save_calibration(own, assembly.record(calibration, (ap,), epoch))
 
 
 def _write_csi(assembly: Assembly, exchange: BidirectionalCollector, path: Path) -> None:

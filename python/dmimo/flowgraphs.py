@@ -13,6 +13,7 @@ from .assembly import Assembly
 from .blocks.bidirectional_calibrator import bidirectional_calibrator
 from .blocks.calibrator import calibrator
 from .blocks.collector import collector
+from .blocks.linearizer import linearizer
 from .blocks.node import node
 from .blocks.simulated_network import simulated_network
 from .blocks.slot_scheduler import slot_scheduler
@@ -98,6 +99,8 @@ class testbed_flowgraph(gr.top_block):
         match name:
             case "calibrator":
                 return calibrator(self.assembly, calibration_file)
+            case "linearizer":
+                return linearizer(self.assembly, calibration_file)
             case "bidirectional":
                 return bidirectional_calibrator(self.assembly, calibration_file)
             case "verifier":

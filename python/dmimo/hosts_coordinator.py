@@ -65,7 +65,7 @@ class Coordinator:
         self.assembly, self.absent = assembly, ()
         self._settings = settings = assembly.testbed.hosts
         self._say = say or (lambda text: None)
-        self._options = {"protocol": assembly.protocol, "verify": assembly.verifies or assembly.serves_many,
+        self._options = {"protocol": assembly.protocol, "verify": assembly.measures,
                          "duration_s": float(duration_s), "seed": assembly.testbed.seed, "record": record}
         self._session = secrets.token_hex(8)
         self._state = threading.Condition()

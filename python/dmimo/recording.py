@@ -178,7 +178,7 @@ class Recorder:
             "core:version": form.SIGMF_VERSION, "core:extensions": form.EXTENSIONS,
             "core:description": bed.name or "a run of gr-dmimo", "dmimo:version": __version__,
             "dmimo:configuration": testbed.to_dict(bed), "dmimo:protocol": assembly.protocol,
-            "dmimo:verify": assembly.verifies or assembly.serves_many, "dmimo:duration_s": duration_s,
+            "dmimo:verify": assembly.measures, "dmimo:duration_s": duration_s,
             "dmimo:schedule_sha256": schedule.hash, "dmimo:complete": False, "dmimo:error": None, "dmimo:files": [],
         }  # fmt: skip
         try:

@@ -121,7 +121,7 @@ def _check(recording: Recording, assembly: Assembly) -> None:
     asked, recorded = assembly.protocol, recording.content["dmimo:protocol"]
     if asked != recorded:
         _refuse(recording, [f"the recording is of protocol {recorded}, asked for is {asked}"])
-    asked, recorded = assembly.verifies or assembly.serves_many, recording.content["dmimo:verify"]
+    asked, recorded = assembly.measures, recording.content["dmimo:verify"]
     if asked != recorded:
         _refuse(recording, [f"the recording is of a run {'with' if recorded else 'without'} verification"])
     if assembly.schedule.hash != recording.content["dmimo:schedule_sha256"]:

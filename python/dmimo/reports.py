@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import __version__, reports_bidirectional, testbed
+from . import __version__, reports_bidirectional, reports_linearization, testbed
 from .assembly import Assembly
 from .core.sweep_calibration import SweepCalibration
 from .protocols.beamsync_plan import PHASE
@@ -36,6 +36,9 @@ class Run:
         """Calibration of the access points by beam sweep or bidirectional exchange, None without one."""
         if "bidirectional" in self.collectors:
             return reports_bidirectional.exchange(self.collectors).calibration
+        if self.assembly.protocol == "linearize":  # several access points have one each
+            found = list(self.collectors["linearizer"].calibrations.values())
+            return found[0] if len(found) == 1 else None
         return getattr(self.collectors.get("calibrator"), "calibration", None)
 
     @property
@@ -82,6 +85,8 @@ def report(run: Run) -> dict[str, object]:
     verified = getattr(run.collectors.get("verifier"), "history", None)
     if verified and "bidirectional" not in run.collectors:
         content |= _gains(run, verified) if run.assembly.protocol == "sync" else _last(verified)
+    if run.assembly.linearization is not None:
+        content |= reports_linearization.content(run.assembly, run.network, run.collectors)
     multiuser = getattr(run.collectors.get("multiuser"), "report", None)
     return content if multiuser is None else content | {"multiuser": multiuser}
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a report says of the amplifiers that an array has identified by itself, and what is true where that is known."""
+"""What a report says of arrays that have linearised and calibrated themselves, and what is true where that is known."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -7,17 +7,92 @@ from dataclasses import fields
 import numpy as np
 from numpy.typing import NDArray
 
+from . import simulated
+from .assembly import Assembly
 from .core import predistortion
 from .core.amplifier_model import amplify_with_memory
 from .core.memory_polynomial import predistort_with_memory
 from .core.predistortion import Identification
+from .protocols.bidirectional_estimate import SideCalibration
+from .protocols.slots import Collector
 from .simulation.amplifiers import Amplifiers
+from .simulation.network import Network
 
 # Equally likely amplitudes over which true distortions are averaged; in this order and with these phases, always.
 _SAMPLES, _SEED = 4096, 20170713
 # A sample whose model output is this close to what is wanted was inside the invertible range.
 _REACHED = 1e-6
 _FLAGS = ("refused", "mismatch_limited", "receivers_disagree", "unexplained", "saturated")
+
+
+def content(assembly: Assembly, network: Network | None, collectors: Mapping[str, Collector]) -> dict[str, object]:
+    """What a run with mutual coupling adds to the report: `amplifiers`, and where it does nothing else all the rest.
+
+    That is `access_points`, for each its calibration and what verification says of it, with the gains and errors of the
+    one that loses most at the top level, `linearity`, and `doubts`.
+    """
+    member = collectors["linearizer"] if "linearizer" in collectors else collectors["beamsync"].members["internal"]
+    found: dict[str, object] = {}
+    if member.identifications:
+        num_ports = {ap.name: ap.num_ports for ap in assembly.testbed.aps}
+        true = None if network is None else simulated.true_amplifiers(network, tuple(num_ports))
+        found["amplifiers"] = amplifiers_section(joined(member.identifications, num_ports), assembly.port_names, true)
+    if assembly.protocol != "linearize":
+        return found
+    arrays = {ap: _array(assembly, network, collectors, ap, one) for ap, one in member.calibrations.items()}
+    found["access_points"] = arrays
+    verified = [one["verification"] for one in arrays.values() if one.get("verification")]
+    if verified:
+        found |= max(verified, key=lambda one: (one["ideal_gain_db"] or 0.0) - (one["coherent_gain_db"] or 0.0))
+    for key in ("alignment_error", "phase_error_deg"):
+        errors = [one[key] for one in arrays.values() if one.get(key) is not None]
+        found |= {key: max(errors)} if errors else {}
+    heard = getattr(collectors.get("linearity"), "report", None)
+    if heard is not None:
+        found["linearity"] = _with_gains(assembly, heard, arrays)
+    return found | {"doubts": _doubts(found, arrays)}
+
+
+def _array(assembly: Assembly, network: Network | None, collectors: Mapping[str, Collector], ap: str,
+           calibration: SideCalibration) -> dict[str, object]:
+    """Calibration of an access point and what it is worth."""
+    ports = assembly.ports_of((ap,))
+    verifier = collectors.get(f"{ap}_verifier")
+    return {
+        "ports": list(ports),
+        "excluded": _named(~np.isfinite(calibration.c), ports),
+        "reference": ports[calibration.reference],
+        "reference_time": calibration.reference_time,
+        "c": calibration.c,
+        "predicted_phase_std_deg": np.degrees(calibration.phase_std_rad),
+        **assembly.truth(network, calibration, names=(ap,)),
+        "verification": None if verifier is None or verifier.report is None else verifier.report,
+    }
+
+
+def _with_gains(assembly: Assembly, heard: Mapping[str, object], arrays: Mapping[str, Mapping]) -> dict[str, object]:
+    """The section `linearity` with the coherent gain of each treatment: power over that of the ports without phases."""
+    told = {}
+    for ap, treatments in heard["access_points"].items():
+        alone = arrays[ap]["verification"]["port_power_db"]
+        scattered_db = assembly.testbed.linearity.power_db + 10 * np.log10(
+            sum(10 ** (power / 10) for power in alone if power is not None))
+        told[ap] = {name: one | {"coherent_gain_db": None if (power := one["power_db"]) is None else power - scattered_db}
+                    for name, one in treatments.items()}
+    return {**heard, "access_points": told}
+
+
+def _doubts(found: Mapping[str, object], arrays: Mapping[str, Mapping]) -> list[str]:
+    """What a reader must know before using the results."""
+    excluded = [port for one in arrays.values() for port in one["excluded"]]
+    section = found.get("amplifiers")
+    refused = [] if section is None else section["flags"]["refused"]
+    total = sum(len(one["ports"]) for one in arrays.values())
+    doubts = [f"{len(ports)} of {total} ports {what}: {', '.join(ports)}"
+              for ports, what in ((excluded, "cannot be calibrated and stay silent in joint transmissions"),
+                                  (refused, "are not predistorted, since it would not help for certain")) if ports]
+    return doubts + [f"{ap}: {doubt}" for ap, one in arrays.items()
+                     for doubt in (one["verification"] or {}).get("doubts", ())]
 
 
 def joined(identifications: Mapping[str, Identification], num_ports: Mapping[str, int]) -> Identification:

@@ -99,18 +99,19 @@ class InternalCollector:
         parts = {ap: calibrate_array(np.asarray(results[ap]["h"]), np.asarray(results[ap]["noise_var"]), self._method)
                  for ap in self._aps}
         self.c = np.concatenate([c for c, _ in parts.values()])
-        self.phase_std_rad = np.concatenate([std for _, std in parts.values()])
+        self.phase_std_rad = np.concatenate([phase_std(covariance) for _, covariance in parts.values()])
         reasons = tuple(
             f"node {ap}: port {port}: internal calibration is not trusted, its phase has a predicted deviation of "
             f"{np.degrees(std[port]):.0f} degrees"
-            for ap, (_, std) in parts.items() for port in np.flatnonzero(~(std < self._limit)))
+            for ap, std in ((ap, phase_std(covariance)) for ap, (_, covariance) in parts.items())
+            for port in np.flatnonzero(~(std < self._limit)))
         return Product(PHASE, {"internal_c": self.c, "internal_std_rad": self.phase_std_rad}, not reasons, reasons)
 
 
 def calibrate_array(
     h: np.ndarray, noise_var: np.ndarray, method: str = "ml", hub: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """c (ports,) of one AP, 1 at its first port, and the predicted deviation of its phases against the hub's [rad].
+    """c (ports,) of one AP, 1 at its first port, and the predicted covariance (ports, ports) of log (c / c_hub).
 
     Parameters
     ----------
@@ -125,7 +126,7 @@ def calibrate_array(
     """
     num_ports, num_components = len(h), h.shape[-1]
     if num_ports == 1:
-        return np.ones(1, complex), np.zeros(1)
+        return np.ones(1, complex), np.zeros((1, 1))
     noise_var, mask = np.maximum(noise_var, 1e-30), None
     if method == "argos":
         mask = np.zeros((num_ports, num_ports), bool)
@@ -137,4 +138,9 @@ def calibrate_array(
     path = (energy + energy.T) / (np.abs(c[:, None]) ** 2 + np.abs(c) ** 2)
     path = np.maximum(path, 0.01 * num_components * noise_var.mean())
     covariance = bounds.calibration_crlb(c, path, noise_var, mask=mask, num_components=num_components, reference=hub)
-    return c / c[0], np.sqrt(np.maximum(np.diagonal(covariance).real, 0.0) / 2)
+    return c / c[0], covariance
+
+
+def phase_std(covariance: np.ndarray) -> np.ndarray:
+    """Deviation (ports,) of the phases [rad]: their variance is half of the complex one, (ports, ports), of log c."""
+    return np.sqrt(np.maximum(np.diagonal(covariance).real, 0.0) / 2)

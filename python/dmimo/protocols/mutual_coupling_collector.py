@@ -8,7 +8,7 @@ stays as it is.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy.special import gammaincc
@@ -18,7 +18,8 @@ from ..core import predistortion
 from ..core.predistortion import Identification, PilotStatistics
 from ..core.predistortion_identification import FALSE_ALARM
 from ..core.predistortion_statistics import matched_gains
-from .internal_calibration import calibrate_array
+from .bidirectional_estimate import SideCalibration
+from .internal_calibration import calibrate_array, phase_std
 from .mutual_coupling import AMPLITUDES, COUPLING, LAGS, MutualCouplingPlan
 from .slots import Grant, Product
 
@@ -26,6 +27,16 @@ Calibration = Literal["all_pairs", "ratio", "single_stage"]
 MIN_LAG_SHARE = 0.5  # of the energy at the best lag that must be found at the expected one
 TINY = 1e-30  # noise variance where there is no noise
 DATA_POINTS = 64  # of the amplitudes of Gaussian data for which predistortion must be worth while
+
+
+class Links(NamedTuple):
+    """gains (ports, ports) of an AP, receiver first; noise_var (ports,) of their errors, for each receiver; variance
+    (ports,) of log c from other errors.
+    """
+
+    gains: np.ndarray
+    noise_var: np.ndarray
+    variance: np.ndarray
 
 
 class MutualCouplingCollector:
@@ -46,13 +57,8 @@ class MutualCouplingCollector:
     ----------
     identifications : dict of AP to Identification
         Empty where amplifiers are not identified; without APs of a single port, which has nobody to listen to it.
-    c : ndarray (ports,) or None
-        Calibration of all APs, 1 at the first port of each that is not excluded, 0 where excluded.
-    phase_std_rad : ndarray (ports,) or None
-        Predicted deviation of its phases; inf where excluded.
-    excluded : ndarray (ports,), bool, or None
-    reference_time : int
-        Sample to which c belongs.
+    calibrations : dict of AP to SideCalibration
+        c, 1 at the first port that is not excluded; nan, with infinite deviations, at those that are.
     """
 
     phases = frozenset({AMPLITUDES, COUPLING})
@@ -65,30 +71,35 @@ class MutualCouplingCollector:
             raise ValueError(f"calibration = {calibration!r}: the plan has single_stage = {plan.single_stage}")
         self._plan, self._method, self._limit, self._excludes = plan, calibration, max_phase_std_rad, excludes
         self.identifications: dict[str, Identification] = {}
-        self.c: np.ndarray | None = None
-        self.phase_std_rad: np.ndarray | None = None
-        self.excluded: np.ndarray | None = None
-        self.reference_time = 0
+        self.calibrations: dict[str, SideCalibration] = {}
+
+    @property
+    def c(self) -> np.ndarray:
+        """Calibration (ports,) of all APs, each with a scale of its own, as products have it: 0 where excluded."""
+        c = np.concatenate([one.c for one in self.calibrations.values()])
+        return np.where(np.isfinite(c), c, 0.0)
+
+    @property
+    def phase_std_rad(self) -> np.ndarray:
+        """Predicted deviation (ports,) of its phases, inf where excluded."""
+        return np.concatenate([one.phase_std_rad for one in self.calibrations.values()])
 
     def update(self, product: Product) -> None:
         """Needs nothing from other phases."""
 
     def produce(self, phase: str, grants: Sequence[Grant], results: Mapping[str, Mapping[str, object]]) -> Product:
-        """Product of one of the phases; see `identify` and `calibrate`."""
+        """Product of a phase: what to predistort with after the first, coefficients of all ports after the last."""
         values: dict[str, object] = {}
         reasons = self._misaligned(results)
         if not reasons and phase == AMPLITUDES:
             statistics = {ap: statistics_of(results[ap]) for ap, count in self._plan.num_ports.items() if count > 1}
             values = self._identify(statistics, results)
-            if self._method == "single_stage":
-                reasons = self._calibrate({ap: self._matched(ap, one, results[ap]) for ap, one in statistics.items()})
-        elif not reasons:
-            reasons = self._calibrate({ap: (np.asarray(results[ap]["gains"]),
-                                            np.asarray(results[ap]["noise_var"]) / results[ap]["energy"],
-                                            self._left_over(ap))
-                                       for ap, count in self._plan.num_ports.items() if count > 1})
-        if self.c is not None:
-            self.reference_time = int(np.median(np.concatenate([one["starts"] for one in results.values()])))
+        last = phase == COUPLING or self._plan.single_stage
+        if not reasons and last:
+            links = ({ap: self._matched(ap, one, results[ap]) for ap, one in statistics.items()}
+                     if phase == AMPLITUDES else {ap: self._linear(ap, results[ap]) for ap in self._plan.num_ports})
+            time = int(np.median(np.concatenate([one["starts"] for one in results.values()])))
+            reasons = self._calibrate(links, time)
             values |= self._coefficients()
         return Product(phase, values, not reasons, tuple(reasons))
 
@@ -139,54 +150,68 @@ class MutualCouplingCollector:
         compression = np.abs(found.coefficients.reshape(len(errors), -1)[:, 1:].sum(axis=-1)) ** 2
         return np.where(found.refused, np.maximum(compression - errors, 0.0), errors)
 
-    def _matched(self, ap: str, statistics: PilotStatistics, result: Mapping[str, object]):
-        """Gains, noise and further variance of log c, as `_calibrate` takes them, from the swept pilots of an AP."""
+    def _matched(self, ap: str, statistics: PilotStatistics, result: Mapping[str, object]) -> Links:
+        """Links of an AP from the swept pilots."""
         found, noise = self.identifications[ap], np.maximum(result["noise_var"], TINY)
         gains, energy = matched_gains(statistics, found.coefficients)
-        more = 0.0
+        more = np.zeros(len(gains))
         if statistics.memory_depth == 1:
             repeats = statistics.num_samples / self._plan.swept_pilots.size
             more = coupling.single_stage_variance(gains, found.coefficients, self._plan.swept_pilots, noise / repeats)
-        return gains, noise / energy.mean(), more
+        return Links(gains, noise / energy.mean(), more)
 
-    def _calibrate(self, links: Mapping[str, tuple]) -> list[str]:
-        """Calibrate every AP; what ends the run. Per AP gains, their noise variances, further variances of log c."""
-        count, reasons = sum(self._plan.num_ports.values()), []
-        self.c, self.phase_std_rad = np.ones(count, complex), np.zeros(count)
-        for ap, (gains, noise, more) in links.items():
-            own = self._plan.ports(ap)
-            c, std = self._array(gains, noise)
-            std = np.sqrt(std**2 + more / 2)
-            usable = std < self._limit
-            self.c[own], self.phase_std_rad[own] = np.where(usable, c, 0.0), np.where(usable, std, np.inf)
-            if np.count_nonzero(usable) < 2:
+    def _linear(self, ap: str, result: Mapping[str, object]) -> Links:
+        """Links of an AP from the linear pilots."""
+        return Links(np.asarray(result["gains"]), np.asarray(result["noise_var"]) / result["energy"],
+                     self._left_over(ap))
+
+    def _calibrate(self, links: Mapping[str, Links], time: int) -> list[str]:
+        """Calibrate every AP at a time; what ends the run."""
+        reasons = []
+        for ap, count in self._plan.num_ports.items():
+            found = _single() if count == 1 else self._array(links[ap])
+            usable = found.phase_std_rad < self._limit
+            if count > 1 and np.count_nonzero(usable) < 2:
                 reasons.append(f"node {ap}: no two of its ports hear each other well enough to be calibrated")
             elif not (self._excludes or usable.all()):
                 reasons += [f"node {ap}: port {port}: does not hear the others, or is not heard, well enough to be "
                             "calibrated" for port in np.flatnonzero(~usable)]
-        self.excluded = self.c == 0
+            c = np.where(usable, found.c, np.nan)
+            self.calibrations[ap] = replace(
+                found, c=c / c[usable][0] if usable.any() else c, reference=int(np.argmax(usable)),
+                phase_std_rad=np.where(usable, found.phase_std_rad, np.inf), reference_time=time,
+                trusted=bool(usable.any()))
         return reasons
 
-    def _array(self, gains: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """c and phase deviation of one AP, of the ports that hear and are heard; others have an infinite one."""
-        c, std = np.zeros(len(gains), complex), np.full(len(gains), np.inf)
-        used = np.flatnonzero(in_touch(gains, noise))
-        if used.size < 2:
-            return c, std
-        gains, noise = gains[np.ix_(used, used)], noise[used]
-        # Deviations count from the port that is known best: a poor first port must not make all others look poor.
-        hub = int(coupling.best_reference(gains, noise))
-        method = "argos" if self._method == "ratio" else "ml"
-        c[used], std[used] = calibrate_array(gains[..., None], noise, method, hub)
-        return c, std
+    def _array(self, links: Links) -> SideCalibration:
+        """Calibration of one AP from the ports that hear and are heard; the others have infinite variances."""
+        count = len(links.gains)
+        c, covariance = np.full(count, np.nan, complex), np.diag(np.full(count, np.inf))
+        used = np.flatnonzero(in_touch(links.gains, links.noise_var))
+        if used.size >= 2:
+            own = np.ix_(used, used)
+            gains, noise = links.gains[own], links.noise_var[used]
+            # Deviations count from the port that is known best: a poor first port must not make all others look poor.
+            hub = int(coupling.best_reference(gains, noise))
+            method = "argos" if self._method == "ratio" else "ml"
+            c[used], covariance[own] = calibrate_array(gains[..., None], noise, method, hub)
+            covariance[used, used] += links.variance[used]
+        return SideCalibration(c=c, delay_s=np.zeros(count), frequency_hz=np.zeros(count), covariance=covariance,
+                               phase_std_rad=phase_std(covariance), reference_time=0)
 
     def _coefficients(self) -> dict[str, object]:
         """c as `internal_c` for all APs, and for each AP by itself as joint transmissions take it."""
         values: dict[str, object] = {"internal_c": self.c, "internal_std_rad": self.phase_std_rad}
-        for ap, count in self._plan.num_ports.items():
-            values |= {f"{ap}_c": self.c[self._plan.ports(ap)], f"{ap}_delay_s": np.zeros(count),
-                       f"{ap}_frequency_hz": np.zeros(count), f"{ap}_reference_time": self.reference_time}
+        for ap, one in self.calibrations.items():
+            values |= {f"{ap}_c": self.c[self._plan.ports(ap)], f"{ap}_delay_s": one.delay_s,
+                       f"{ap}_frequency_hz": one.frequency_hz, f"{ap}_reference_time": one.reference_time}
         return values
+
+
+def _single() -> SideCalibration:
+    """Calibration of an AP with one port, which has nothing to be calibrated against."""
+    return SideCalibration(c=np.ones(1, complex), delay_s=np.zeros(1), frequency_hz=np.zeros(1),
+                           covariance=np.zeros((1, 1)), phase_std_rad=np.zeros(1), reference_time=0)
 
 
 def statistics_of(result: Mapping[str, object]) -> PilotStatistics:

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a run has found, as tables for the terminal."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+from rich.markup import escape
+from rich.table import Table
+
+from . import reports
+from .protocols.slots import Collector
+
+LIVE_ROWS = 12
+MAX_PORTS = 16  # rows of a table of amplifiers: flagged ports first, then the least linear ones
+FLAGS = {"unheard": "not heard", "saturated": "receivers saturated", "receivers_disagree": "receivers disagree",
+         "mismatch_limited": "order too low", "unexplained": "not a polynomial", "refused": "left as it is"}
+"""Flags of amplifiers in a report, and in words."""
+
+
+def _table(title: str, headers: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(*map(escape, headers), title=title)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None or not np.isfinite(value) else f"{value:.{digits}f}"
+
+
+def synchronization_table(members: Mapping[str, Collector], samp_rate: float) -> Table:
+    """The last synchronisations of every follower."""
+    rows = []
+    # The history grows while this is drawn.
+    for entry in list(reports.history(members))[-LIVE_ROWS:]:
+        for name, found in entry["followers"].items():
+            flagged = found["event"] in ("gated", "untrusted", "lost") and "measured_rad" in found
+            left = [found["measured_rad"], None] if flagged else [found.get("phase_rad"), found.get("phase_std_rad")]
+            due = found.get("next_sample")
+            rows.append((f"{entry['sample'] / samp_rate:.4f}", name, f"{found['frequency_hz']:.3f}",
+                         *("-" if value is None else f"{np.degrees(value):.2f}" for value in left),
+                         "-" if due is None else f"{(due - found['sample']) / samp_rate:.3f}", found["event"]))
+    headers = ("time [s]", "node", "offset [Hz]", "phase [deg]", "std [deg]", "next in [s]", "event")
+    return _table(f"Synchronisation, last {LIVE_ROWS} rows", headers, rows[-LIVE_ROWS:])
+
+
+def port_tables(outcome: reports.Outcome, port_names: Sequence[str]) -> Iterator[Table]:
+    """Tables of the coefficients of both sides."""
+    estimate, ue = outcome.estimate, outcome.report.get("ue_calibration")
+    if estimate is not None:
+        columns = (estimate.c, np.degrees(estimate.phase_std_rad), estimate.frequency_hz, estimate.delay_s)
+        yield _coefficients("Calibration" if estimate.trusted else "Calibration, NOT TRUSTED", port_names, *columns)
+    if ue is not None:
+        columns = (ue[key] for key in ("c", "predicted_phase_std_deg", "frequency_hz", "delay_s"))
+        yield _coefficients("Calibration of the UEs", ue["ports"], *columns)
+
+
+def _coefficients(title: str, port_names, c, phase_std_deg, frequency_hz, delay_s) -> Table:
+    columns = (np.abs(c), np.degrees(np.angle(c)), phase_std_deg, frequency_hz, delay_s * 1e9)
+    rows = ((name, *(_number(number, 3) for number in numbers))
+            for name, *numbers in zip(port_names, *columns, strict=True))
+    headers = ("port", "|c|", "phase [deg]", "predicted std [deg]", "CFO [Hz]", "delay [ns]")
+    return _table(title, headers, rows)
+
+
+def result_tables(report: Mapping[str, object]) -> Iterator[Table]:
+    """Tables of all that a report holds but the coefficients."""
+    if report.get("amplifiers"):
+        yield amplifier_table(report["amplifiers"])
+    if report.get("linearity"):
+        yield linearity_table(report["linearity"])
+    yield gains_table(report)
+    yield from cooperation_tables(report)
+    if report.get("multiuser"):
+        yield users_table(report["multiuser"])
+
+
+def gains_table(report: Mapping[str, object]) -> Table:
+    """The figures of merit."""
+    rows = (
+        ("coherent gain", "coherent_gain_db", "dB"), ("ideal gain", "ideal_gain_db", "dB"),
+        ("uncalibrated, mean of random starts", "uncalibrated_gain_db", "dB"),
+        ("best single node", "best_single_node_db", "dB"), ("alignment error (true c known)", "alignment_error", ""),
+        ("phase error (true c known)", "phase_error_deg", "deg"),
+        ("loss to the ideal, time average", "loss_db", "dB"), ("exchanges that calibrated", "calibrations", ""),
+        ("phase error of the TRPs, rms over time", "trp_phase_error_rms_deg", "deg"),
+        ("phase error of the UEs, rms over time", "ue_phase_error_rms_deg", "deg"),
+        ("synchronisations", "synchronisations", ""),
+        ("interval between them, mean", "mean_interval_s", "s"), ("slots", "slots", ""),
+        ("network time", "duration_s", "s"),
+    )
+    title = "Verification" if "coherent_gain_db" in report else "Run"
+    return _table(title if report["error"] is None else f"{title}, FAILED", ("figure", "value", "unit"),
+                  ((label, f"{report[key]:.4g}", unit) for label, key, unit in rows if report.get(key) is not None))
+
+
+def cooperation_tables(report: Mapping[str, object]) -> Iterator[Table]:
+    """The SNR against the number of cooperating ports, of both directions."""
+    for title, source in (("Joint downlink", report), ("Joint uplink", report.get("uplink", {}))):
+        if source.get("cooperation"):
+            rows = ((str(row["ports"]), *(_number(row[key], 2) for key in ("snr_db", "ideal_snr_db",
+                                                                          "uncalibrated_snr_db")))
+                    for row in source["cooperation"])
+            headers = ("ports", "SNR [dB]", "all in phase [dB]", "random node phases [dB]")
+            yield _table(f"{title}, every port at its own full power", headers, rows)
+
+
+def users_table(report: Mapping[str, object]) -> Table:
+    """A downlink to several user terminals."""
+    title = (f"Joint downlink, {report['method'].replace('_', ' ')}: "
+             f"{report['spectral_efficiency_bps_hz']:.1f} bit/s/Hz in all, uncalibrated "
+             f"{report['uncalibrated_spectral_efficiency_bps_hz']:.1f}")
+    headers = ("user terminal", "SINR [dB]", "SNR [dB]", "suppression [dB]", "uncalibrated SINR [dB]")
+    rows = ((name, *(_number(user[f"{key}_db"], 1) for key in ("sinr", "snr", "suppression", "uncalibrated_sinr")))
+            for name, user in report["users"].items())
+    return _table(title, headers, rows)
+
+
+def amplifier_table(section: Mapping[str, object]) -> Table:
+    """Amplifiers as identified, at most `MAX_PORTS` of them."""
+    ports, without, with_ = (list(section[key]) for key in ("ports", "distortion_without_db", "distortion_with_db"))
+    words = {port: [word for flag, word in FLAGS.items() if port in section["flags"][flag]] for port in ports}
+    for port in section["deaf"]:
+        words[port].append("hears nobody")
+    order = sorted(range(len(ports)), key=lambda k: (not words[ports[k]], -np.nan_to_num(without[k], nan=-np.inf)))
+    shown = sorted(order[:MAX_PORTS])
+    rows = ((ports[k], _number(without[k], 1), _number(with_[k], 1), f"{100 * section['clipped_share'][k]:.2g}",
+             ", ".join(words[ports[k]])) for k in shown)
+    title = f"Amplifiers, order {section['order']}"
+    if len(shown) < len(ports):
+        title += f", {len(shown)} of {len(ports)} ports: flagged and least linear ones"
+    headers = ("port", "distortion [dB]", "predistorted, predicted [dB]", "clipped [%]", "flags")
+    return _table(title, headers, rows)
+
+
+def linearity_table(section: Mapping[str, object]) -> Table:
+    """How user terminals hear each access point's joint transmission before and after."""
+    keys = (("power_db", 2), ("coherent_gain_db", 2), ("evm_db", 1), ("evm_percent", 3), ("aclr_db", 1))
+    rows = ((ap, name, *(_number(found.get(key), digits) for key, digits in keys))
+            for ap, treatments in section["access_points"].items() for name, found in treatments.items())
+    headers = ("access point", "", "power [dB]", "coherent gain [dB]", "EVM [dB]", "EVM [%]", "ACLR [dB]")
+    return _table("Joint transmission, every port at full power", headers, rows)
