@@ -16,6 +16,7 @@ from gnuradio.dmimo.protocols.linearity import (
     LinearityCollector,
     LinearityPlan,
     LinearityRole,
+    data_burst,
 )
 from gnuradio.dmimo.protocols.slots import Grant, Product, Slot, build_schedule
 from gnuradio.dmimo.simulation.amplifiers import Amplifiers
@@ -87,13 +88,17 @@ class _Sender:
         return self._predistort(burst).astype(np.complex64)
 
 
-def truth(air, aps, sample, wrong=None):
-    """Calibration product with the true coefficients of each AP, times `wrong` of it."""
+def truth(air, aps, sample, wrong=None, reference=None):
+    """Calibration product with the true coefficients of each AP, times `wrong` of it.
+
+    Phases and frequencies are against the node `reference`, None: each AP by itself, as it calibrates internally.
+    """
     values = {}
     for ap in aps:
-        c = air.c((ap,), sample) * np.exp(-2j * air.theta("a", sample)) * (wrong or {}).get(ap, 1.0)
+        against = reference or ap
+        c = air.c((ap,), sample) * np.exp(-2j * air.theta(against, sample)) * (wrong or {}).get(ap, 1.0)
         values |= {f"{ap}_c": c, f"{ap}_delay_s": np.zeros(c.size), f"{ap}_reference_time": sample,
-                   f"{ap}_frequency_hz": np.full(c.size, air.cfo_hz[ap] - air.cfo_hz["a"])}
+                   f"{ap}_frequency_hz": np.full(c.size, air.cfo_hz[ap] - air.cfo_hz[against])}
     return Product("coupling", values)
 
 
@@ -113,12 +118,14 @@ class SampledAmplifiers:
 
 
 def measure(seed=3, *, noise_var=0.0, cfo_hz=None, wrong=None, amplifiers=None, predistort=None, late=None,
-            layout=LAYOUT, max_delay=0, **options):
+            layout=LAYOUT, max_delay=0, reference=None, **options):
     """Air and report with the true calibration, times `wrong`; noise comes with the data."""
     air = SampledAmplifiers(Air(np.random.default_rng(seed), PORTS, BEAMS, cfo_hz=cfo_hz, max_delay=max_delay),
                             amplifiers or {})
     members = Members(make_plan(layout, **options), predistort)
-    members.update(truth(air, APS, 20_000, wrong))
+    replaced = {"a": np.arange(4) + 1j, "b": np.array([2, 1j, -1])}
+    members.update(truth(air, APS, 10_000, replaced))
+    members.update(truth(air, APS, 20_000, wrong, reference))
 
     def before(phase):
         if phase == LINEARITY:
@@ -143,7 +150,7 @@ def chosen_beam(air, ap):
     return int(np.argmax(energy))
 
 
-@pytest.mark.parametrize("options", [{}, {"cfo_hz": CFO}, {"cfo_hz": CFO, "max_delay": 9}])
+@pytest.mark.parametrize("options", [{}, {"cfo_hz": CFO}, {"cfo_hz": CFO, "reference": "a", "max_delay": 9}])
 def test_powers_are_those_of_ports_at_full_power_with_and_without_calibration(options):
     air, report, _ = measure(**options)
     for ap in APS:
@@ -169,8 +176,8 @@ def test_linear_amplifiers_leave_nothing_but_rounding():
 
 
 def test_offset_of_more_than_a_third_of_a_bin_is_held():
-    """Of each AP by itself: 1500 and 1300 Hz against the UE leak 7 % of a bin's power into others where they stay."""
-    _, report, _ = measure(cfo_hz={"a": 700.0, "ue": -800.0, "b": 500.0})
+    """Of each AP by itself: 1500 and -1300 Hz against the UE."""
+    _, report, _ = measure(cfo_hz={"a": 700.0, "ue": -800.0, "b": -2100.0})
     for one in (values for ap in report["access_points"].values() for values in ap.values()):
         assert one["evm_db"] < -80
         assert one["aclr_db"] > 80
@@ -338,6 +345,38 @@ def test_verification_of_other_nodes_is_refused():
         LinearityPlan(NODES, {"b": good["a"]}, "ue", LAYOUT, 1e6)
     with pytest.raises(ValueError, match="ue = 'ue', must have this AP alone and 'b'"):
         LinearityPlan(NODES, {"a": good["a"]}, "b", LAYOUT, 1e6)
+
+
+def test_burst_is_the_data_of_each_symbol_through_the_weights():
+    """Against a sum of exponentials; from the lead on, prefixes first."""
+    rng = np.random.default_rng(12)
+    plan = make_plan()
+    layout, symbol = plan.burst_layout, LAYOUT.symbol
+    weights, data = rng.normal(size=(3, 64)) + 1j * rng.normal(size=(3, 64)), plan.data(0, 1)
+    burst = data_burst(layout, weights, data)
+    waves = np.exp(2j * np.pi * np.outer(symbol.bins, np.arange(-32, 256)) / 256) / 8
+    wanted = np.einsum("pk,lk,kn->pln", weights, data, waves).reshape(3, -1)
+    assert layout.num_ports == 2
+    np.testing.assert_allclose(burst[:, 8 : 8 + 576], wanted, atol=1e-12)
+    assert not burst[:, :8].any()
+    assert not burst[:, 584:].any()
+
+
+def test_each_sample_is_turned_to_its_own_time():
+    """By -2 pi f (t_u + t - 2 t_c), half a sample later than the label; 100 Hz at 1 MS/s, 2.5 ms apart."""
+    plan = make_plan()
+    slot, frequency = plan.phases(1)[0][2][2], np.array([0.0, 100.0, -100.0, 50.0])
+    role = LinearityRole("a", plan)
+    role.update(Product("coupling", {"a_c": np.ones(4), "a_delay_s": np.zeros(4), "a_frequency_hz": frequency,
+                                     "a_reference_time": 100}))
+    role.update(Product("a_uplink", {"weights": np.ones((4, 64)), "uplink_time": 700, "frequency_hz": frequency,
+                                     "reference_time": 100}))
+    first, later = role.transmit(slot, 1000), role.transmit(slot, 3500)
+    busy = np.abs(first[0]) > 0.1
+    for port, turn in enumerate(-2 * np.pi * frequency * 2500e-6):
+        np.testing.assert_allclose(later[port, busy] / first[port, busy], np.exp(1j * turn), atol=1e-5)
+    times = np.flatnonzero(busy) + 1000 + 700 - 200 + 0.5
+    np.testing.assert_allclose(first[1, busy] / first[0, busy], np.exp(-2e-4j * np.pi * times), atol=1e-5)
 
 
 def test_slot_before_its_weights_is_an_error_that_names_the_node():

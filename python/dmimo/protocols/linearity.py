@@ -240,7 +240,7 @@ class LinearityRole:
         if self._calibration is None:
             raise RuntimeError(f"node {self._node}: no calibration has come before its uplink")
         c = joint.calibration_per_subcarrier(self._calibration, plan.layout, plan.samp_rate)
-        weights = np.asarray(design["weights"])
+        weights = np.asarray(design["weights"], np.complex128)
         plain = np.divide(weights, c.conj(), out=np.zeros_like(weights), where=c != 0)
         self._design, self._weights = design, [joint.full_power(plain), joint.full_power(weights)]
 
