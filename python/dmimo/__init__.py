@@ -32,6 +32,7 @@ _BLOCKS = (
     "phase_tracker",
     "pilot_source",
     "precoder",
+    "predistorter",
     "product_probe",
     "role",
     "simulated_network",
