@@ -27,9 +27,10 @@ slots: {slot_samples: 1264, pilot_samples: 512}
 mutual_coupling:
   {num_pilots: 100, design: uniform, peak_db: 9, order: 5, memory_depth: 1, repeats: 2, linear_repeats: 3,
    hold_samples: 8, guard_samples: 2, predistort: false, calibration: ratio, full_scale: 4}
+verification: {}
 linearity: {repeats: 4, modulation: qpsk, power_db: -1, guard_subcarriers: 6}
 """
-ENTER = "  - {name: ap2}\n"
+ENTER = "  - {name: ap2, num_ports: 2}\n"
 USRP = "usrp: {tx_amplitude: 0.5}\n"
 
 
@@ -71,6 +72,12 @@ def test_written_out_testbed_parses_to_itself():
     plain = testbed.to_dict(bed)
     assert testbed.parse(yaml.safe_dump(plain)) == bed
     assert testbed.parse(json.dumps(plain)) == bed
+
+
+def test_linearity_is_measured_where_verification_is():
+    text = changed("propagation: -> " + "  - {name: ue2, kind: ue, hardware: {amplifier: null}}\npropagation:",
+                   "verification: {} -> verification: {ue: ue2}")
+    assert testbed.parse(text).linearity.ue == "ue2"
 
 
 def test_file_without_these_sections_has_none_of_them():
@@ -121,11 +128,13 @@ MISTAKES = [
      "* hold_samples + memory_depth - 1 + prefix_samples for mutual_coupling"),
     (["slots: { -> slots: {prefix_samples: 7, "], 12, "slots.prefix_samples: value 7: must be at least 8 with mutual_"),
     (["pilot_samples: 512 -> pilot_samples: 300"], 12, "value 300: must be at least 301 for the adjacent channels of "),
-    (["linearity: { -> linearity: {ue: ap1, "], 16, 'linearity.ue: value "ap1": no such node; allowed: ue1'),
-    (["  - {name: ue1, kind: ue, hardware: {amplifier: null}}\n -> "], 15, "linearity: the testbed has no user termin"),
-    (["num_ports: 6, array: {rows: 2, columns: 3, spacing_wavelengths: 0.6} -> num_ports: 1"], 13, "mutual_coupling: "),
-    (["linearity: -> beamsync: {internal_calibration: none}\nlinearity:"], 16, "beamsync: not with a single access po"),
-    (["linearity: -> bidirectional: {}\nlinearity:"], 16, "bidirectional: not with a single access point; required: a"),
+    (["linearity: { -> linearity: {ue: ap1, "], 17, 'linearity.ue: value "ap1": must be that of verification, ue1'),
+    (["verification: {}\n -> "], 16, "linearity: needs a section verification, whose uplink the weights come from"),
+    (["repeats: 4 -> repeats: 1"], 17, "linearity.repeats: value 1: must be at least 2"),
+    (["  - {name: ue1, kind: ue, hardware: {amplifier: null}}\n -> "], 15, "verification: the testbed has no user ter"),
+    (["num_ports: 6, array: {rows: 2, columns: 3, spacing_wavelengths: 0.6} -> num_ports: 1"], 6, "nodes[0].num_po"),
+    (["linearity: -> beamsync: {internal_calibration: none}\nlinearity:"], 17, "beamsync: not with a single access po"),
+    (["linearity: -> bidirectional: {}\nlinearity:"], 17, "bidirectional: not with a single access point; required: a"),
     (["name: ap1, -> name: ap1, kind: ue, "], 5, "nodes: 0 access points; required: at least 1 node of kind ap"),
 ]  # fmt: skip
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from .testbed_yaml import Document
+from .testbed_yaml import Document, show
 
 if TYPE_CHECKING:
     from .testbed import Testbed
@@ -33,6 +33,11 @@ def check(document: Document, testbed: Testbed) -> None:
 def _check_linearity(document: Document, testbed: Testbed) -> None:
     if testbed.mutual_coupling is None:
         raise document.error(("linearity",), "needs a section mutual_coupling, which says what is linearised")
+    if testbed.verification is None:
+        raise document.error(("linearity",), "needs a section verification, whose uplink the weights come from")
+    if testbed.linearity.ue != testbed.verification.ue:
+        raise document.error(("linearity", "ue"), f"value {show(testbed.linearity.ue)}: must be that of verification, "
+                                                  f"{testbed.verification.ue}")
     slots, guard = testbed.slots, testbed.linearity.guard_subcarriers
     needed = 2 * (slots.num_subcarriers // 2 + guard + slots.num_subcarriers) + 1
     if slots.pilot_samples < needed:
@@ -45,9 +50,10 @@ def _check_access_points(document: Document, testbed: Testbed) -> None:
     for section in ("beamsync", "bidirectional"):
         if len(testbed.aps) < 2 and getattr(testbed, section) is not None:
             raise document.error((section,), "not with a single access point; required: at least 2 nodes of kind ap")
-    if all(ap.num_ports < 2 for ap in testbed.aps):
-        raise document.error(("mutual_coupling",), "no access point has ports that could hear each other; required: "
-                                                   "num_ports of at least 2")
+    for index, node in enumerate(testbed.nodes):
+        if node.kind == "ap" and node.num_ports < 2:
+            raise document.error(("nodes", index, "num_ports"), f"value {node.num_ports}: with mutual_coupling must be "
+                                 f"at least 2, since ports of access point {node.name} are to hear each other")
     if testbed.frontend == "simulated" and not testbed.propagation.couples_ports:
         raise document.error(("mutual_coupling",), "the ports of a node must hear each other: propagation.coupling or "
                                                    "propagation.coupling_db must be set")

@@ -168,13 +168,18 @@ def _merge(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, 
 
 
 def _fill_names(data: dict[str, Any]) -> None:
-    """Put the first access point, and the first user terminal or all of them, where the file leaves them open."""
+    """Put the first access point, and the first user terminal or all of them, where the file leaves them open.
+
+    Linearity is measured where verification is.
+    """
     for section, key, kind in (("calibration", "reference", "ap"), ("verification", "ue", "ue"),
-                               ("linearity", "ue", "ue"), ("beamsync", "leader", "ap")):
+                               ("beamsync", "leader", "ap")):
         settings = data.get(section, {} if section == "calibration" else None)
         if settings is not None and settings.get(key) is None:
             first = next((node["name"] for node in data["nodes"] if node.get("kind", "ap") == kind), None)
             data[section] = {**settings, key: first}
+    if data.get("linearity") is not None and data["linearity"].get("ue") is None:
+        data["linearity"] = {**data["linearity"], "ue": (data.get("verification") or {}).get("ue")}
     every = [node["name"] for node in data["nodes"] if node.get("kind", "ap") == "ue"]
     for section, key in (("multiuser", "ues"), ("bidirectional", "calibrating")):
         if data.get(section) is not None and not data[section].get(key):

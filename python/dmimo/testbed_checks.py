@@ -255,8 +255,6 @@ def _check_roles(document: Document, testbed: Testbed) -> None:
             if count > most:
                 raise document.error(("verification", "cooperating", index), f"value {count}: the access points have "
                                      f"{most} ports; allowed: 1 to {most}")
-    if testbed.linearity is not None:
-        _check_reference(document, ("linearity", "ue"), testbed.linearity.ue, testbed.ues)
     if testbed.multiuser is not None:
         _check_terminals(document, ("multiuser", "ues"), testbed.multiuser.ues, testbed)
 

@@ -374,7 +374,7 @@ class MutualCoupling:
 
 @dataclass(frozen=True)
 class Linearity:
-    """How a user terminal hears each array's joint transmission; `ue` None in a file means the first one."""
+    """How a user terminal hears each array's joint transmission; `ue` None in a file means that of `verification`."""
 
     ue: str | None = None
     repeats: int = 8
