@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 # Each block is a class of the same name in gnuradio.dmimo.blocks.<name>.
 _BLOCKS = (
+    "amplifier_model",
     "beam_sweep_role",
     "beamsync_follower",
     "beamsync_leader",
