@@ -23,7 +23,7 @@ PLOTTING = {"core", "plotting_bidirectional", "plotting_bidirectional_run", "plo
 LAYERS = {
     "core": ({"core"}, {"numpy", "scipy"}),
     "simulation": ({"simulation", "core.waveforms"}, {"numpy", "scipy"}),
-    "protocols": ({"protocols", "core"}, {"numpy"}),
+    "protocols": ({"protocols", "core"}, {"numpy", "scipy"}),
     "radio_clock": ({"radio_time"}, set()),
     "radio_settings": (set(), set()),
     "radio_time": (set(), set()),

@@ -10,9 +10,9 @@ from gnuradio.dmimo.protocols import verification
 from gnuradio.dmimo.protocols.linearity import (
     AFTER,
     BEFORE,
+    CALIBRATED,
     LINEARITY,
     TREATMENTS,
-    UNCALIBRATED,
     LinearityCollector,
     LinearityPlan,
     LinearityRole,
@@ -162,7 +162,7 @@ def test_powers_are_those_of_ports_at_full_power_with_and_without_calibration(op
         data = seen["after"] / best
         assert abs(data - 1) < 4 * np.sqrt(0.32 / (4 * 2 * 64))
         assert seen["before"] == pytest.approx(plain * data, rel=5e-3)
-        assert seen["uncalibrated"] == pytest.approx(plain * data, rel=5e-3)
+        assert seen["calibrated"] == pytest.approx(best * data, rel=5e-3)
         assert plain < 0.9 * best
 
 
@@ -199,10 +199,10 @@ def test_wrong_calibration_lowers_the_power_after_and_not_before():
     wrong = {"a": np.exp(1j * np.array([0, 2, -2, 1])) * [1, 2, 0.5, 3], "b": np.array([1, -1, 1j])}
     _, bad, _ = measure(cfo_hz=CFO, wrong=wrong)
     for ap in APS:
-        for name in ("before", "uncalibrated"):
-            assert bad["access_points"][ap][name]["power_db"] == pytest.approx(
-                good["access_points"][ap][name]["power_db"], abs=1e-3)
-        assert bad["access_points"][ap]["after"]["power_db"] < good["access_points"][ap]["after"]["power_db"] - 1
+        assert bad["access_points"][ap]["before"]["power_db"] == pytest.approx(
+            good["access_points"][ap]["before"]["power_db"], abs=1e-3)
+        for name in ("calibrated", "after"):
+            assert bad["access_points"][ap][name]["power_db"] < good["access_points"][ap][name]["power_db"] - 1
 
 
 def test_calibration_that_comes_after_the_weights_changes_nothing():
@@ -254,16 +254,16 @@ def test_distortion_of_raw_ports_shows_before_and_goes_where_they_are_predistort
     # E|d|^2 = 2 |kappa|^2 P^3, of which 2/3 in the channel and 1/6 on each side; the ports' patterns are alike.
     power = 10 ** (-9.0 / 10)
     distortion = 2 * np.abs(kappa["a"][0]) ** 2 * power**2 / np.abs(1 + 2 * kappa["a"][0] * power) ** 2
-    for ap, name in (("a", "before"), ("b", "before"), ("b", "uncalibrated"), ("b", "after")):
+    for ap, name in (("a", "before"), ("a", "calibrated"), ("b", "before"), ("b", "calibrated"), ("b", "after")):
         one = report["access_points"][ap][name]
         assert abs(one["evm_db"] - 10 * np.log10(distortion * 2 / 3)) < 4 * one["evm_std_db"] + 0.3
         for side in ("lower", "upper"):
             wanted = -10 * np.log10(distortion / 6)
             assert abs(one[f"aclr_{side}_db"] - wanted) < 4 * one[f"aclr_{side}_std_db"] + 0.2
         assert one["aclr_db"] == min(one["aclr_lower_db"], one["aclr_upper_db"])
-    for name in ("uncalibrated", "after"):
-        assert report["access_points"]["a"][name]["evm_db"] < report["access_points"]["a"]["before"]["evm_db"] - 25
-        assert report["access_points"]["a"][name]["aclr_db"] > report["access_points"]["a"]["before"]["aclr_db"] + 25
+    raw, linear = (report["access_points"]["a"][name] for name in ("calibrated", "after"))
+    assert linear["evm_db"] < raw["evm_db"] - 25
+    assert linear["aclr_db"] > raw["aclr_db"] + 25
 
 
 def test_spectrum_has_its_bins_in_order():
@@ -300,11 +300,11 @@ def test_slots_take_turns_and_their_variants_mean_what_they_say():
     ((name, window, slots),) = plan.phases(16)
     assert (name, window, len(slots)) == (LINEARITY, 16, 2 * 3 * 3)
     assert [plan.meaning(slot.variant) for slot in slots[:7]] == [
-        (0, BEFORE, 0), (0, UNCALIBRATED, 0), (0, AFTER, 0), (1, BEFORE, 0), (1, UNCALIBRATED, 0), (1, AFTER, 0),
+        (0, BEFORE, 0), (0, CALIBRATED, 0), (0, AFTER, 0), (1, BEFORE, 0), (1, CALIBRATED, 0), (1, AFTER, 0),
         (0, BEFORE, 1)]
     assert len({slot.variant for slot in slots}) == len(slots)
     assert {slot.transmitters for slot in slots} == {("a",), ("b",)}
-    assert [plan.is_raw(slot) for slot in slots[:4]] == [True, False, False, True]
+    assert [plan.is_raw(slot) for slot in slots[:4]] == [True, True, False, True]
     assert not plan.is_raw(Slot(0, "a_uplink", ("ue",), (0, 0, 0), 0))
 
 
@@ -443,15 +443,14 @@ def run_simulated(noise_var=1e-4, **options):
 
 def test_simulated_array_is_linearised_and_calibrated_through_frequency_selective_channels():
     report, product = run_simulated(repeats=16, power_db=-3.0)
-    before, uncalibrated, after = (report[name] for name in TREATMENTS)
+    before, calibrated, after = (report[name] for name in TREATMENTS)
     assert product.trusted
     assert -45 < before["evm_db"] < -25
     assert before["aclr_db"] < 45
-    for one in (uncalibrated, after):
-        assert one["aclr_at_least_db"] > before["aclr_db"] + 12
-        assert one["evm_at_most_db"] < before["evm_db"] - 12
-    assert after["power_db"] > uncalibrated["power_db"] + 2
-    assert abs(uncalibrated["power_db"] - before["power_db"]) < 0.5
+    assert after["aclr_at_least_db"] > calibrated["aclr_db"] + 12
+    assert after["evm_at_most_db"] < calibrated["evm_db"] - 12
+    assert calibrated["power_db"] > before["power_db"] + 2
+    assert abs(after["power_db"] - calibrated["power_db"]) < 0.5
     # Noise is per sample and unit power: 64 of 256 bins.
     assert after["noise_db"] == pytest.approx(10 * np.log10(1e-4 / 4) - after["power_db"], abs=0.2)
 

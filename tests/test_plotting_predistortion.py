@@ -41,7 +41,7 @@ def linearity(names=("ap1",)):
         return {"spectrum_db": np.where(inside, 0.0, outside_db - 1e-5 * frequency / 1e3).tolist(), "clips": None,
                 "noise_db": noise_db, "aclr_db": aclr_db, "evm_db": evm_db}
 
-    found = {"before": treatment(-25, -50, 24.0, -20.0), "uncalibrated": treatment(-40, -51, 39.0, -36.0),
+    found = {"before": treatment(-25, -50, 24.0, -20.0), "calibrated": treatment(-40, -51, 39.0, -36.0),
              "after": treatment(-45, -57, None, -40.0) | {"aclr_at_least_db": 44.5}}
     return {"frequencies_hz": frequency.tolist(), "access_points": {name: found for name in names}}
 
@@ -211,7 +211,7 @@ def test_spectrum_is_in_the_order_of_frequency_between_the_channel_edges():
     frequency = drawn["before"].get_xdata()
     np.testing.assert_allclose(frequency, np.arange(-8, 8) * 62.5)
     assert axes.get_xlabel().endswith("[kHz]")
-    for key, label in (("before", "before"), ("uncalibrated", "predistorted"),
+    for key, label in (("before", "before"), ("calibrated", "calibrated"),
                        ("after", "predistorted and calibrated")):
         given = dict(zip(report["frequencies_hz"], report["access_points"]["ap1"][key]["spectrum_db"], strict=True))
         np.testing.assert_allclose(drawn[label].get_ydata(), [given[1e3 * f] for f in frequency])
@@ -230,9 +230,9 @@ def test_treatments_without_noise_or_spectrum_are_left_out():
     report = linearity()
     found = report["access_points"]["ap1"]
     found["before"]["noise_db"] = None
-    found["uncalibrated"] = None
+    found["calibrated"] = None
     axes = plotting.spectrum(report, TESTBED).axes[0]
-    assert "predistorted" not in [line.get_label() for line in axes.get_lines()]
+    assert "calibrated" not in [line.get_label() for line in axes.get_lines()]
     assert [line.get_ydata()[0] for line in axes.get_lines() if line.get_linestyle() == "--"] == [-57]
 
 

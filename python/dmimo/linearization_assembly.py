@@ -105,7 +105,7 @@ class Linearization:
         roles: list[Role] = [coupling]
         roles += [verification.VerificationRole(name, plan) for plan in self.verification_plans.values()]
         if self.linearity_plan is not None:
-            roles.append(LinearityRole(name, self.linearity_plan))
+            roles.append(LinearityRole(name, self.linearity_plan, coupling.predistortion))
         return roles
 
     def coupling_collector(self, excludes: bool = True) -> MutualCouplingCollector:

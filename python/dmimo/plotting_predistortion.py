@@ -15,7 +15,7 @@ _POINTS, _LOWEST_DB = 400, -20.0
 # Ports up to which lines are thick, and names are written out.
 _FEW = 16
 _IDENTIFIED, _REFUSED, _PREDISTORTED, _TRUE = COLOURS[1], COLOURS[0], COLOURS[2], "#000000"
-_TREATMENTS = (("before", "before", COLOURS[0]), ("uncalibrated", "predistorted", COLOURS[4]),
+_TREATMENTS = (("before", "before", COLOURS[0]), ("calibrated", "calibrated", COLOURS[4]),
                ("after", "predistorted and calibrated", COLOURS[1]))
 # What a spectrum shows below its lowest level, and the lowest that it shows: the rest is rounding.
 _ROOM_DB, _DEEPEST_DB = 4.0, -100.0

@@ -77,7 +77,8 @@ def _with_gains(assembly: Assembly, heard: Mapping[str, object], arrays: Mapping
         alone = arrays[ap]["verification"]["port_power_db"]
         scattered_db = assembly.testbed.linearity.power_db + 10 * np.log10(
             sum(10 ** (power / 10) for power in alone if power is not None))
-        told[ap] = {name: one | {"coherent_gain_db": None if (power := one["power_db"]) is None else power - scattered_db}
+        told[ap] = {name: one | {"coherent_gain_db": None if (power := one["power_db"]) is None else
+                                 power - scattered_db}
                     for name, one in treatments.items()}
     return {**heard, "access_points": told}
 

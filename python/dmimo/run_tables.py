@@ -138,5 +138,5 @@ def linearity_table(section: Mapping[str, object]) -> Table:
     keys = (("power_db", 2), ("coherent_gain_db", 2), ("evm_db", 1), ("evm_percent", 3), ("aclr_db", 1))
     rows = ((ap, name, *(_number(found.get(key), digits) for key, digits in keys))
             for ap, treatments in section["access_points"].items() for name, found in treatments.items())
-    headers = ("access point", "", "power [dB]", "coherent gain [dB]", "EVM [dB]", "EVM [%]", "ACLR [dB]")
+    headers = ("access point", "transmission", "power [dB]", "coherent gain [dB]", "EVM [dB]", "EVM [%]", "ACLR [dB]")
     return _table("Joint transmission, every port at full power", headers, rows)

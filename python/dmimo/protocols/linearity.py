@@ -6,8 +6,8 @@ weights. In every slot one AP sends OFDM data, known to all from the seed, joint
 power. Three treatments take turns, with the same data, so that they compare:
 
 * *before*: raw amplifiers, and the weights of an array that knows nothing of its chains, c = 1;
-* *uncalibrated*: the ports' predistortion at work, c = 1;
-* *after*: predistortion and calibration.
+* *calibrated*: raw amplifiers, calibrated weights: what calibration alone is worth;
+* *after*: calibrated weights, and the ports' predistortion at work.
 
 Predistortion is not done here: the node leaves the bursts alone of which `LinearityPlan.is_raw` holds. The UE, with
 its port 0, reports the spectra of the useful parts and the noise of the silence that ends each slot; error vector and
@@ -26,11 +26,12 @@ from ..core.waveforms import SlotLayout
 from . import joint_transmission as joint
 from . import verification
 from .joint_transmission import MIN_DEVIATIONS
+from .predistortion import NodePredistortion
 from .slots import CHOSEN, Grant, Product, Reception, Slot
 
 LINEARITY = "linearity"
-TREATMENTS = ("before", "uncalibrated", "after")
-BEFORE, UNCALIBRATED, AFTER = range(len(TREATMENTS))
+TREATMENTS = ("before", "calibrated", "after")
+BEFORE, CALIBRATED, AFTER = range(len(TREATMENTS))
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class LinearityPlan:
         return True
 
     def variant(self, ap: int, treatment: int, repeat: int) -> int:
-        """Variant of a slot: number of the AP, treatment (`BEFORE`, `UNCALIBRATED` or `AFTER`), and repeat."""
+        """Variant of a slot: number of the AP, treatment (`BEFORE`, `CALIBRATED` or `AFTER`), and repeat."""
         return (ap * len(TREATMENTS) + treatment) * self.repeats + repeat
 
     def meaning(self, variant: int) -> tuple[int, int, int]:
@@ -130,7 +131,7 @@ class LinearityPlan:
 
     def is_raw(self, slot: Slot) -> bool:
         """Whether the burst of a slot goes to the amplifiers as it is, without predistortion."""
-        return slot.purpose == LINEARITY and self.meaning(slot.variant)[1] == BEFORE
+        return slot.purpose == LINEARITY and self.meaning(slot.variant)[1] != AFTER
 
     def phases(self, window: int) -> list[tuple[str, int, list[Slot]]]:
         """Phase for `slots.build_schedule`."""
@@ -153,13 +154,16 @@ class LinearityRole:
     ----------
     node : str
     plan : LinearityPlan
+    predistortion : NodePredistortion, optional
+        Of the node, whose clipped samples are counted.
     """
 
     reactive = False
 
-    def __init__(self, node: str, plan: LinearityPlan):
+    def __init__(self, node: str, plan: LinearityPlan, predistortion: NodePredistortion | None = None):
         self.purposes = frozenset({LINEARITY})
         self._node, self._plan = node, plan
+        self._predistortion = predistortion
         self._position = plan.nodes.index(node)
         self._own = plan.verification.get(node)
         self._chosen = 0
@@ -182,7 +186,7 @@ class LinearityRole:
         if design is None:
             raise RuntimeError(f"node {self._node}: no weights have come before the slot {slot.index} of linearity")
         ap, treatment, repeat = plan.meaning(slot.variant)
-        burst = data_burst(plan.burst_layout, self._weights[treatment == AFTER], plan.data(ap, repeat))
+        burst = data_burst(plan.burst_layout, self._weights[treatment != BEFORE], plan.data(ap, repeat))
         own = self._own.ports(self._node)
         turn = joint.own_time_turn(design, own, start, plan.layout.slot_samples, plan.samp_rate)
         return (10 ** (plan.power_db / 20) * burst * turn).astype(np.complex64)
@@ -196,12 +200,17 @@ class LinearityRole:
     def results(self, grants: Sequence[Grant]) -> dict[str, object] | None:
         """Spectra of all symbols of every slot kept; all of them are forgotten. None where there are none.
 
+        Of a node that predistorts `clipped` and `predistorted`: samples of all its ports since it began.
+
         Returns
         -------
         dict
             `slots`, `starts` (n,) int64; `spectra` complex64 (n, symbols, pilot_samples), see
             `core.linearity.symbol_spectra`; `noise_var` (n,) of their elements, from the silence of each slot.
         """
+        if self._predistortion is not None:
+            return {"clipped": int(self._predistortion.num_clipped.sum()),
+                    "predistorted": int(self._predistortion.num_samples.sum())}
         heard = [grant for grant in grants if grant.slot in self._sender]
         if not heard:
             return None
@@ -304,6 +313,7 @@ class LinearityCollector:
                 judged[ap][name] = self._judge(spectra[which], data, noise[which])
             if not self._is_heard(spectra[which], noise[which]):  # after, the last
                 reasons.append(f"node {ap}: {plan.ue} does not receive its joint transmission")
+            judged[ap][TREATMENTS[AFTER]]["clips"] = results.get(ap, {}).get("clipped")
         frequencies = linearity.bin_indices(plan.layout.symbol) * (plan.samp_rate / plan.layout.symbol.pilot_samples)
         self.report = {"frequencies_hz": frequencies.tolist(), "access_points": judged}
         values = {key: np.array([[one[name][key] for name in TREATMENTS] for one in judged.values()], float)
@@ -325,8 +335,8 @@ class LinearityCollector:
             `power_db`, of the channel's samples; `evm_db`, `evm_percent`, `aclr_db` (the worse side), `aclr_lower_db`,
             `aclr_upper_db`, all without the noise, and their standard errors `..._std_db`; `evm_received_db`, noise
             included; `evm_at_most_db`, `aclr_at_least_db`: two standard errors from the value, also where noise hides
-            it; `noise_db` and `spectrum_db`, power per bin relative to the mean occupied one; `clips`: None, whoever
-            predistorts counts them.
+            it; `noise_db` and `spectrum_db`, power per bin relative to the mean occupied one; `clips`, what the AP has
+            clipped in all that it has predistorted so far, None where it has not.
         """
         symbol = self._plan.layout.symbol
         power = linearity.channel_power(spectra, symbol, noise_var)
