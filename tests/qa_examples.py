@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from gnuradio.dmimo import flowgraphs, records, testbed
 from gnuradio.dmimo.assembly import Assembly, find_testbed
+from gnuradio.dmimo.core.predistortion import invertible_range
+from gnuradio.dmimo.simulation.amplifiers import GAN_POLYNOMIAL
 from test_install import PYTHON, ROOT, installed, module_path  # noqa: F401 (a fixture)
 
 EXAMPLES = ROOT / "examples"
@@ -133,6 +135,30 @@ def test_installed_bidirectional_example_calibrates_both_sides_and_ends_by_itsel
     assert len(record.port_names) == 8
     names = ["calibration-ue.h5", "calibration.h5", "phase_error.f32"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+def test_predistortion_example_lowers_the_leakage_and_ends_by_itself(programs, tmp_path):
+    output, environment = programs
+    program = output / "simulated_predistortion.py"
+    gains_db = {}
+    for back_off_db in (8, 12):
+        result = run([PYTHON, "-s", program, "--back-off-db", back_off_db], tmp_path, **environment)
+        assert result.returncode == 0, result.stderr
+        lines = re.findall(r"predistortion: (-[\d.]+) dB in the adjacent channel, (\d+) of (\d+)", result.stdout)
+        (without_db, none, _), (with_db, clipped, num) = lines
+        assert int(none) == 0
+        # Of Gaussian samples, exp(-limit^2) lie beyond the limit.
+        limit = invertible_range(gan(back_off_db)).output_amplitude
+        assert int(clipped) == pytest.approx(int(num) * np.exp(-(limit**2)), rel=0.3)
+        gains_db[back_off_db] = float(without_db) - float(with_db)
+    assert gains_db[12] > 15
+    assert gains_db[8] < 3
+    assert not list(tmp_path.iterdir())
+
+
+def gan(back_off_db):
+    """Return the coefficients of the GaN amplifier for samples of unit mean power."""
+    return np.array(GAN_POLYNOMIAL) / GAN_POLYNOMIAL[0] * 10 ** (-back_off_db / 10 * np.arange(5))
 
 
 def test_failed_run_of_the_headless_example_ends_with_an_error_and_no_gains(programs, tmp_path):
