@@ -221,8 +221,7 @@ def test_spectrum_is_in_the_order_of_frequency_between_the_channel_edges():
     noise = [line.get_ydata()[0] for line in axes.get_lines() if line.get_linestyle() == "--"]
     assert noise == [-50, -51, -57]
     texts = [text.get_text() for text in axes.texts]
-    assert texts == ["by predistortion: ACLR 39.0 dB \N{RIGHTWARDS ARROW} over 44.5 dB; EVM 1.6 % "
-                     "\N{RIGHTWARDS ARROW} 1 %"]
+    assert texts == ["predistorted: ACLR 39.0 \N{RIGHTWARDS ARROW} over 44.5 dB; EVM 1.6 \N{RIGHTWARDS ARROW} 1 %"]
     wide = {"frequencies_hz": [20 * f for f in report["frequencies_hz"]], "access_points": report["access_points"]}
     assert plotting.spectrum(wide, TESTBED | {"samp_rate": 20e6}).axes[0].get_xlabel().endswith("[MHz]")
 

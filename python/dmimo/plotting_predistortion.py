@@ -250,16 +250,16 @@ def _spectra(axes, frequency: NDArray, found: Mapping, order: NDArray) -> None:
 def _summary(found: Mapping) -> str:
     """What predistortion changed, with the same weights; empty where that is not known."""
     parts = []
-    for key, limit, word, show in (
-        ("aclr_db", "aclr_at_least_db", "over", lambda value: f"{value:.1f} dB"),
-        ("evm_db", "evm_at_most_db", "below", lambda value: f"{100 * 10 ** (value / 20):.2g} %"),
+    for key, limit, word, show, unit in (
+        ("aclr_db", "aclr_at_least_db", "over", lambda value: f"{value:.1f}", "dB"),
+        ("evm_db", "evm_at_most_db", "below", lambda value: f"{100 * 10 ** (value / 20):.2g}", "%"),
     ):
         sides = [found.get(side) or {} for side in ("calibrated", "after")]
         values = [show(side[key]) if side.get(key) is not None
                   else f"{word} {show(side[limit])}" if side.get(limit) is not None else None for side in sides]
         if None not in values:
-            parts.append(f"{key[:-3].upper()} {values[0]} \N{RIGHTWARDS ARROW} {values[1]}")
-    return f"by predistortion: {'; '.join(parts)}" if parts else ""
+            parts.append(f"{key[:-3].upper()} {values[0]} \N{RIGHTWARDS ARROW} {values[1]} {unit}")
+    return f"predistorted: {'; '.join(parts)}" if parts else ""
 
 
 def _name_ticks(axes, ports: Sequence[str]) -> None:
