@@ -23,7 +23,7 @@ PLOTTING = {"core", "plotting_bidirectional", "plotting_bidirectional_run", "plo
 LAYERS = {
     "core": ({"core"}, {"numpy", "scipy"}),
     "simulation": ({"simulation", "core.waveforms"}, {"numpy", "scipy"}),
-    "protocols": ({"protocols", "core"}, {"numpy", "scipy"}),
+    "protocols": ({"protocols", "core"}, {"numpy"}),
     "radio_clock": ({"radio_time"}, set()),
     "radio_settings": (set(), set()),
     "radio_time": (set(), set()),
@@ -61,8 +61,8 @@ LAYERS = {
     "replay": ({"protocols", "assembly", "calibration_files", "direct", "recorded", "recording_format", "reports"}
                | FILES, set()),
     "direct": ({"simulation", "protocols"}, {"numpy"}),
-    "reports": ({"core", "simulation", "protocols", "assembly", "reports_bidirectional", "reports_linearization"} | FILES,
-                {"numpy"}),
+    "reports": ({"core", "simulation", "protocols", "assembly", "reports_bidirectional", "reports_linearization"}
+                | FILES, {"numpy"}),
     "reports_bidirectional": ({"core", "simulation", "protocols", "assembly"}, {"numpy"}),
     "reports_linearization": ({"core", "simulation", "protocols", "assembly", "simulated"}, {"numpy"}),
     "run_tables": ({"protocols", "reports"}, {"numpy", "rich"}),

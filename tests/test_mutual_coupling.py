@@ -10,6 +10,7 @@ from gnuradio.dmimo.core.graph import DisconnectedGraphError
 from gnuradio.dmimo.core.mutual_coupling import (
     all_pairs,
     best_reference,
+    in_touch,
     known_coupling,
     link_gains,
     link_variance,
@@ -317,3 +318,26 @@ def test_ports_that_nobody_hears_are_named():
                  lambda: predicted_covariance(link_variance(gains, 1.0, 1.0))):
         with pytest.raises(DisconnectedGraphError, match="4"):
             call()
+
+
+def test_ports_without_a_signal_pass_for_audible_as_rarely_as_stated():
+    rng = np.random.default_rng(8)
+    noise = np.array([0.5, 1.0, 2.0, 4.0])
+    gains = np.sqrt(noise)[:, None] * complex_normal(rng, 400_000, 4, 4)
+    share = in_touch(gains, noise).mean(axis=0)
+    # Both directions must stand out, and they share no link: 1e-8.
+    assert np.all(share < 1e-5)
+    one_way = gains.copy()
+    one_way[:, 2] += 100.0  # port 2 hears; whether it is heard is left to chance
+    assert in_touch(one_way, noise)[:, 2].mean() == pytest.approx(1e-4, abs=4 * np.sqrt(1e-4 / 400_000))
+
+
+def test_a_port_that_is_dead_in_one_direction_is_not_in_touch():
+    rng = np.random.default_rng(9)
+    gains, _, _ = array_gains(rng, 2, 3)
+    noise = np.full(6, 1e-6)
+    deaf, mute = gains.copy(), gains.copy()
+    deaf[3], mute[:, 4] = 0.0, 0.0
+    assert in_touch(gains, noise).all()
+    assert in_touch(deaf, noise).tolist() == [True] * 3 + [False] + [True] * 2
+    assert in_touch(mute, noise).tolist() == [True] * 4 + [False, True]

@@ -359,8 +359,8 @@ class MutualCoupling:
     """
 
     num_pilots: int = 100
-    design: Literal["data_like", "uniform", "two_level"] = "data_like"
-    peak_db: float = 10.0
+    design: Literal["uniform", "data_like", "two_level"] = "uniform"
+    peak_db: float = 11.0
     order: int = 3
     memory_depth: int = 1
     repeats: int = 1
@@ -377,7 +377,7 @@ class Linearity:
     """How a user terminal hears each array's joint transmission; `ue` None in a file means that of `verification`."""
 
     ue: str | None = None
-    repeats: int = 8
+    repeats: int = 32
     modulation: Literal["qam16", "qpsk", "gaussian"] = "qam16"
     power_db: float = 0.0
     guard_subcarriers: int = 0

@@ -24,11 +24,15 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import gammaincc
 
 from . import predistortion, reciprocity
 from .amplifier_model import amplify, fit_amplifier
 from .graph import laplacian_pinv, require_connected, solve_laplacian
+from .predistortion_identification import FALSE_ALARM
 
+# Noise variance where there is none.
+_TINY = 1e-30
 # Gauss-Newton steps of `known_coupling`, and the step at which it has converged.
 _MAX_STEPS, _TOLERANCE = 50, 1e-13
 
@@ -85,6 +89,22 @@ def link_gains(y: ArrayLike, pilots: ArrayLike, *, coefficients: ArrayLike | Non
     index = np.arange(y.shape[-2])
     gains[..., index, index] = 0.0
     return gains
+
+
+def in_touch(gains: ArrayLike, noise_var: ArrayLike) -> NDArray:
+    """Ports (..., M), bool, that hear others and are heard, beyond what noise alone would do (`FALSE_ALARM`).
+
+    Without a signal the energy of a port's M - 1 links, each over its noise, is Gamma(M - 1) in either direction.
+
+    Parameters
+    ----------
+    gains : (..., M, M), estimates. noise_var : (..., M), of their errors, for each receiver.
+    """
+    gains, noise = np.asarray(gains), np.maximum(noise_var, _TINY)
+    num_ports = gains.shape[-1]
+    energy = np.where(np.eye(num_ports, dtype=bool), 0.0, np.abs(gains) ** 2) / noise[..., None]
+    return (gammaincc(num_ports - 1, energy.sum(axis=-1)) < FALSE_ALARM) & (
+        gammaincc(num_ports - 1, energy.sum(axis=-2)) < FALSE_ALARM)
 
 
 def link_variance(gains: ArrayLike, noise_var: ArrayLike, energy: ArrayLike) -> NDArray:

@@ -47,7 +47,7 @@ class MutualCouplingPlan:
         How much later than at the antenna received samples are labelled.
     num_pilots : int
         In a slot of either phase.
-    design : "data_like", "uniform" or "two_level"
+    design : "uniform", "data_like" or "two_level"
         Amplitudes of the swept pilots.
     peak_db : float
         Power of the largest of them over that of linear pilots, which is 1.
@@ -78,8 +78,8 @@ class MutualCouplingPlan:
     prefix_samples: int
     latency_samples: int = 0
     num_pilots: int = 100
-    design: AmplitudeDesign = "data_like"
-    peak_db: float = 10.0
+    design: AmplitudeDesign = "uniform"
+    peak_db: float = 11.0
     order: int = 3
     memory_depth: int = 1
     repeats: int = 1

@@ -11,12 +11,10 @@ from dataclasses import fields, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy.special import gammaincc
 
 from ..core import mutual_coupling as coupling
 from ..core import predistortion
 from ..core.predistortion import Identification, PilotStatistics
-from ..core.predistortion_identification import FALSE_ALARM
 from ..core.predistortion_statistics import matched_gains
 from .bidirectional_estimate import SideCalibration
 from .internal_calibration import calibrate_array, phase_std
@@ -187,7 +185,7 @@ class MutualCouplingCollector:
         """Calibration of one AP from the ports that hear and are heard; the others have infinite variances."""
         count = len(links.gains)
         c, covariance = np.full(count, np.nan, complex), np.diag(np.full(count, np.inf))
-        used = np.flatnonzero(in_touch(links.gains, links.noise_var))
+        used = np.flatnonzero(coupling.in_touch(links.gains, links.noise_var))
         if used.size >= 2:
             own = np.ix_(used, used)
             gains, noise = links.gains[own], links.noise_var[used]
@@ -219,15 +217,3 @@ def statistics_of(result: Mapping[str, object]) -> PilotStatistics:
     found = {field.name: result[field.name] for field in fields(PilotStatistics)}
     return PilotStatistics(**{name: value.item() if np.ndim(value) == 0 and hasattr(value, "item") else value
                               for name, value in found.items()})
-
-
-def in_touch(gains: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    """Ports (ports,) bool that hear others and are heard, beyond what noise alone would do.
-
-    The energy of n links without a signal, each over its noise, is Gamma(n); see `FALSE_ALARM`. `gains` (ports, ports)
-    receiver first, `noise` (ports,) of their entries for each receiver.
-    """
-    others = ~np.eye(len(gains), dtype=bool)
-    energy = np.where(others, np.abs(gains) ** 2, 0.0) / np.maximum(noise, TINY)[:, None]
-    return (gammaincc(len(gains) - 1, energy.sum(axis=1)) < FALSE_ALARM) & (
-        gammaincc(len(gains) - 1, energy.sum(axis=0)) < FALSE_ALARM)
