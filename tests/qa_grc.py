@@ -37,6 +37,9 @@ SYNC = "{version: 1, nodes: [{name: ap1}, {name: ap2}, {name: ue1, kind: ue}], b
 SYNC = Assembly(testbed.parse(SYNC), protocol="sync")
 TDD = "{version: 1, nodes: [{name: ap1}, {name: ap2}, {name: ue1, kind: ue}], bidirectional: {max_cfo_hz: 300}}"
 TDD = Assembly(testbed.parse(TDD))
+ALONE = """{version: 1, nodes: [{name: ap1, num_ports: 2}, {name: ue1, kind: ue}], propagation: {coupling_db: -15},
+            mutual_coupling: {}, linearity: {}, verification: {}, slots: {slot_samples: 512, num_subcarriers: 36}}"""
+ALONE = Assembly(testbed.parse(ALONE), protocol="linearize")
 RADIO = "{version: 1, frontend: usrp, usrp: {radios: [{}]}, nodes: [{name: ap1}, {name: ap2}, {name: ap3}]}"
 RADIO = Assembly(testbed.parse(RADIO))
 EXCHANGE = OfdmExchange.from_numbers(1e6, 2, 2, 512, fft_size=256, cp_samples=32, num_subcarriers=192)
@@ -50,6 +53,9 @@ SAMPLES = {
     "beamsync_monitor.assembly": lambda: SYNC,
     "bidirectional_calibrator.assembly": lambda: TDD,
     "bidirectional_monitor.assembly": lambda: TDD,
+    "linearizer.assembly": lambda: ALONE,
+    "linearity_monitor.assembly": lambda: ALONE,
+    "mutual_coupling_role.assembly": lambda: ALONE,
     "loop_delay_monitor.assembly": lambda: RADIO,
     "schedule": lambda: SMALL.schedule,
     "roles": lambda: SMALL.roles("ap1"),
