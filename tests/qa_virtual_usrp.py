@@ -35,7 +35,7 @@ def test_subdevices_follow_the_layout(uhd, tmp_path, layout, spec, other):
 
 
 @pytest.mark.parametrize("wrong", [{"nosie_db": 3}, {"coupling": "no such file"}, {"late": "x"}, {"speed": 0},
-                                   {"ref_lost": "1"}, {"clock_jump": "1:0:2:3"}])
+                                   {"ref_lost": "1"}, {"clock_jump": "1:0:2:3"}, {"compression": "-0.1:0:0.2"}])
 def test_arguments_that_mean_nothing_are_refused(uhd, wrong):
     with pytest.raises((RuntimeError, ValueError), match=next(iter(wrong))):
         uhd.usrp_source(virtual.arguments(**wrong), uhd.stream_args("fc32"), False)

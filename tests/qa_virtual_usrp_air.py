@@ -155,6 +155,35 @@ def test_the_coupling_may_come_from_a_file_and_full_scale_clips(uhd, tmp_path):
     assert np.maximum(np.abs(received[1].real), np.abs(received[1].imag)) == pytest.approx(1, abs=1e-6)
 
 
+def test_amplifiers_compress_by_what_is_behind_the_gain_setting(uhd, tmp_path):
+    compression = [-0.2 + 0.1j, 0.05 - 0.15j]
+    pairs = [part for k in compression for part in (k.real, k.imag)]
+    radio = one_board(uhd, tmp_path, seed=6, nominal_gain=10, compression=pairs)
+    radio.sink.set_gain(7, 1)
+    start = radio.soon()
+    rng = np.random.default_rng(2)
+    sent = np.sqrt(rng.uniform(0, 1, (2, 500))) * np.exp(2j * np.pi * rng.uniform(size=(2, 500)))
+    received = radio.run([(start, sent)], start=start, num_samples=500)
+    after_gain = sent * np.array([1, 10 ** (-3 / 20)])[:, None]
+    amplified = after_gain + np.array(compression)[:, None] * after_gain * np.abs(after_gain) ** 2
+    noise = received - radio.truth() @ amplified
+    assert np.mean(np.abs(noise) ** 2) == pytest.approx(1e-10, rel=6 / np.sqrt(noise.size))  # noise_db=-100
+    logged = [complex(*entry["compression"]) for entry in virtual.read_log(radio.log, "port")]
+    assert logged == compression
+
+
+def test_an_amplifier_is_the_same_for_carriers_that_turn(uhd, tmp_path):
+    radio = one_board(uhd, tmp_path, coupling="ones", gains="unit", compression=[-0.4, 0.3])
+    radio.sink.set_center_freq(FREQ + 1e3, 0)
+    start = radio.soon()
+    steps = np.repeat([[0.25, 0.5, 1.0]], 200)
+    received = radio.run([(start, np.stack([steps, 0 * steps]) + 0j)], start=start, num_samples=600)[1]
+    turn = received * np.exp(-2j * np.pi * 1e3 / RATE * np.arange(600))
+    ratio = turn.reshape(3, 200).mean(axis=1) / steps[::200]
+    wanted = 1 + (-0.4 + 0.3j) * steps[::200] ** 2
+    assert ratio / ratio[0] == pytest.approx(wanted / wanted[0], abs=1e-4)
+
+
 def test_network_time_may_run_faster_than_the_hosts(uhd, tmp_path):
     radio = one_board(uhd, tmp_path, speed=4)
     host, device = time.monotonic(), radio.source.get_time_now().get_real_secs()

@@ -50,8 +50,10 @@ Board::Board(size_t board, std::shared_ptr<const Settings> given, std::shared_pt
                 const uint64_t bits = keyed(seed, purpose, {chain->port});
                 chain->gain = std::polar(0.8 + 0.4 * uniform(bits), 2 * PI * uniform(mixed(bits)));
             }
-            if (direction == TX)
+            if (direction == TX) {
                 chain->loop_delay = settings.loop_delay[index * settings.num_channels + channel];
+                chain->compression = settings.compression[index * settings.num_channels + channel];
+            }
             ChainState state;
             state.freq_error = freq_error();
             state.lo_phase = new_lo_phase(direction, synthesizer(channel));
@@ -79,7 +81,8 @@ void Board::log_truth()
                   .add("r", rx.gain)
                   .add("lo_phase_tx", tx.states.last().lo_phase)
                   .add("lo_phase_rx", rx.states.last().lo_phase)
-                  .add("loop_delay", tx.loop_delay));
+                  .add("loop_delay", tx.loop_delay)
+                  .add("compression", tx.compression));
         // Ports of all boards with a number up to this one's: together the boards list every pair once.
         for (size_t other = 0; other <= rx.port; ++other)
             write(LogLine("coupling").add("rx", rx.port).add("tx", other).add("h", medium->coupling(rx.port, other)));

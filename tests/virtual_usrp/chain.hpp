@@ -76,6 +76,8 @@ struct Chain
     bool transmits = false;
     std::complex<double> gain = 1; // t or r
     int64_t loop_delay = 0;        // samples
+    // Of a transmitter: its amplifier makes x + compression x |x|^2 of x, in units of full scale at the nominal gain.
+    std::complex<double> compression = 0;
     double tick_rate = 0;          // Hz, of its board
     int64_t stream = 0;            // of a receiver: tick at which its stream, and its digital oscillator, began
     Timeline states{ChainState{}};

@@ -41,6 +41,18 @@ void add_scaled(std::complex<double> gain, const std::complex<float>* in, size_t
     }
 }
 
+// out += gain * (in + compression * in * |in|^2).
+void add_amplified(std::complex<double> gain, std::complex<double> compression, const std::complex<float>* in,
+    size_t count, std::complex<float>* out)
+{
+    if (compression == 0.0)
+        return add_scaled(gain, in, count, out);
+    for (size_t index = 0; index < count; ++index) {
+        const double power = std::norm(std::complex<double>(in[index]));
+        add_scaled(gain * (1.0 + compression * power), in + index, 1, out + index);
+    }
+}
+
 std::map<std::pair<size_t, size_t>, std::complex<double>> read_coupling(const std::string& path)
 {
     std::ifstream file(path);
@@ -237,13 +249,16 @@ void Medium::add_segment(const Chain& receiver, const Chain& transmitter, const 
             const double phase = tx.lo_phase - rx.lo_phase + 2 * PI * turned;
             std::complex<double> gain = path * amplitude(tx.gain_db + rx.gain_db) * std::polar(1.0, phase);
             const std::complex<double> turn = std::polar(1.0, 2 * PI * difference / rate);
+            const std::complex<double> compression =
+                transmitter.compression * amplitude(2 * tx.gain_db); // of the amplifier as it is driven now
             const bool constant = same_rate && difference == 0;
             if (constant)
-                add_scaled(gain, segment.samples.data() + (shift + static_cast<int64_t>(k)), stop - k, out + k);
+                add_amplified(gain, compression, segment.samples.data() + (shift + static_cast<int64_t>(k)), stop - k,
+                    out + k);
             for (size_t n = k; n < stop && !constant; ++n) {
                 const int64_t index = index_of(n);
                 if (index >= 0 && index < samples)
-                    add_scaled(gain, segment.samples.data() + index, 1, out + n);
+                    add_amplified(gain, compression, segment.samples.data() + index, 1, out + n);
                 gain *= turn;
             }
         }

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 // What lies between the boards: network time, and every receive chain hearing every transmit chain,
 //
-//   y_i[n] = sum_j  r_i exp(-1j theta_i) h_ij exp(+1j theta_j) t_j  exp(2j pi (f_j - f_i) n T)  x_j[n - d_j]  +  noise,
+//   y_i[n] = sum_j  r_i exp(-1j theta_i) h_ij exp(+1j theta_j) t_j  exp(2j pi (f_j - f_i) n T)  F_j(x_j[n - d_j])
+//            +  noise,
 //
 // with reciprocal h (h_ij = h_ji), LO phases theta of board and direction, d_j samples of delay and all clipped to the
-// full scale of 1 per component. What the digital oscillators add to a carrier does not count n from the beginning of
-// time: a transmitter's starts anew with each burst, a receiver's with its stream, as on hardware. No thread runs here:
-// what a receiver hears is computed when it is asked for.
+// full scale of 1 per component. The amplifier F(x) = x + k x |x|^2 is behind the gain setting: with g times the
+// nominal gain g x + k g^3 x |x|^2 comes out, F at the nominal gain with k g^2 for k. What the digital oscillators add
+// to a carrier does not count n from the beginning of time: a transmitter's starts anew with each burst, a receiver's
+// with its stream, as on hardware. No thread runs here: what a receiver hears is computed when it is asked for.
 #pragma once
 
 #include "chain.hpp"

@@ -101,6 +101,18 @@ public:
         return values;
     }
 
+    // Complex numbers of RE:IM:RE:IM...
+    std::vector<std::complex<double>> pairs(const std::string& key)
+    {
+        const std::vector<double> values = list(key);
+        if (values.size() % 2 != 0)
+            refuse(key, text(key, ""), "pairs of numbers, RE:IM, are wanted");
+        std::vector<std::complex<double>> found;
+        for (size_t index = 0; index < values.size(); index += 2)
+            found.emplace_back(values[index], values[index + 1]);
+        return found;
+    }
+
     // (seconds, board, third) of SECONDS:BOARD[:THIRD], nothing where the key is absent.
     std::vector<double> board_fault(const std::string& key, double fallback)
     {
@@ -180,6 +192,8 @@ Settings::Settings(const uhd::device_addr_t& args)
     for (double samples : reader.list("loop_delay"))
         loop_delay.push_back(static_cast<int64_t>(samples));
     loop_delay.resize(num_ports(), loop_delay.empty() ? 0 : loop_delay.back());
+    compression = reader.pairs("compression");
+    compression.resize(num_ports(), compression.empty() ? 0 : compression.back());
     lo_phase_quantum = std::vector<int>{-1, 90, 180, 0}[reader.choice("lo_phase_quantum", {"none", "90", "180", "0"})];
     lo_step = reader.value("lo_step", 0);
     lo_settle = reader.value("lo_settle", 0.001);

@@ -3,6 +3,7 @@
 // devices (addr0, addr1) and separates arguments by commas: no key here ends in a digit, and lists use colons.
 #pragma once
 
+#include <complex>
 #include <cstdint>
 #include <map>
 #include <set>
@@ -61,6 +62,9 @@ struct Settings
 
     // -- the boards
     std::vector<int64_t> loop_delay; // loop_delay=0: samples added by a port's transmit chain, one for all or a list
+    // compression=0:0: RE:IM of the amplifier x + (RE + 1j IM) x |x|^2 at the nominal gain, x relative to full scale;
+    // one pair for all ports or a pair for each
+    std::vector<std::complex<double>> compression;
     int lo_phase_quantum;            // lo_phase_quantum=none | 90 | 180 | 0 (the same phase after every tune)
     double lo_step;                  // lo_step=0: Hz; the synthesizer takes multiples only, the DSP must do the rest
     double lo_settle;                // lo_settle=0.001: seconds from a tune until lo_locked
