@@ -89,6 +89,28 @@ def test_a_larger_table_is_nearer_to_the_inverse():
     assert fine < coarse / 40  # of 64
 
 
+@pytest.mark.parametrize("limit", [(100,), (1000,), (8192,), (1, 8192)])
+def test_small_output_buffers_can_be_asked_for(limit):
+    block = dmimo.predistorter(3, COEFFICIENTS, PEAKS)
+    block.set_max_output_buffer(*limit)
+    np.testing.assert_array_equal(stream(block), of_core()[0])
+    np.testing.assert_array_equal(stream(block), of_core()[0])
+
+
+def test_calls_are_large_where_samples_wait():
+    sizes = []
+
+    class observed(dmimo.predistorter):
+        def work(self, input_items, output_items):
+            sizes.append(len(output_items[0]))
+            return super().work(input_items, output_items)
+
+    x = np.tile(X[:1], 20)
+    stream(observed(1, COEFFICIENTS[:1]), x)
+    assert sum(sizes) == x.shape[1]
+    assert max(sizes) > 8192  # what GNU Radio's buffers of 64 KiB hold
+
+
 def test_streams_start_again_from_zero_clips():
     block = dmimo.predistorter(3, COEFFICIENTS, PEAKS)
     first = stream(block), block.clipped

@@ -71,7 +71,8 @@ class predistorter(lean_sync_block):
         self.set_coefficients(coefficients, max_amplitude, epoch)
         self._reset()
         self.set_tag_propagation_policy(gr.TPP_ONE_TO_ONE)
-        self.set_output_multiple(BUFFERED_SAMPLES)  # until the buffers are made
+        self._buffered_samples = BUFFERED_SAMPLES
+        self.set_output_multiple(self._buffered_samples)  # until the buffers are made
         for port, handler in (("coefficients", self.handle_coefficients), ("products", self.handle_product),
                               ("epochs", self.handle_epoch)):
             self.message_port_register_in(pmt.intern(port))
@@ -131,8 +132,14 @@ class predistorter(lean_sync_block):
 
     def stop(self):
         """The next start makes new buffers."""
-        self.set_output_multiple(BUFFERED_SAMPLES)
+        self.set_output_multiple(self._buffered_samples)
         return super().stop()
+
+    def set_max_output_buffer(self, *args) -> None:
+        """Limit the output buffers, of all ports or (port, size): calls become smaller with them."""
+        self._buffered_samples = max(1, min(self._buffered_samples, args[-1] // 2))
+        self.set_output_multiple(self._buffered_samples)
+        self.gateway.set_max_output_buffer(*args)
 
     @guarded
     def handle_coefficients(self, message):

@@ -146,9 +146,9 @@ def apply_power_table(x: NDArray, table: PowerTable, out: NDArray, memory: Scrat
 def _clip(x: NDArray, candidates: NDArray, table: PowerTable, out: NDArray) -> int:
     """Bring what is beyond the limit among the candidates, indices (n,), back to it; return how many those are.
 
-    The others are next to the limit, where its gain is as good as that of the last cell.
+    The others come to the limit too, by a share of the margin: less than the table changes.
     """
     samples = x[candidates].astype(np.complex128)
     amplitude = np.abs(samples)
-    out[candidates] = samples * (table.end / np.maximum(amplitude, table.limit))
+    out[candidates] = samples * (table.end / amplitude)
     return int(np.count_nonzero(amplitude > table.limit * (1.0 + _LIMIT_ROUNDING)))
