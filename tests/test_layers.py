@@ -19,7 +19,7 @@ FILES = {"csi_records", "records", *TESTBED}
 RADIO = {"radio_clock", "radio_settings", "radio_time"}
 RECORDINGS = {"recording", "recording_format"}
 PLOTTING = {"core", "plotting_bidirectional", "plotting_bidirectional_run", "plotting_panels", "plotting_style",
-            "plotting_sync_run", "plotting_synchronization"}
+            "plotting_predistortion", "plotting_sync_run", "plotting_synchronization"}
 LAYERS = {
     "core": ({"core"}, {"numpy", "scipy"}),
     "simulation": ({"simulation", "core.waveforms"}, {"numpy", "scipy"}),
@@ -57,7 +57,7 @@ LAYERS = {
     "recording_format": ({"records"}, {"numpy"}),
     "recording": ({"protocols", "assembly", "recording_format"} | FILES, {"numpy"}),
     "recorded": ({"protocols", "recording_format"} | FILES, {"numpy"}),
-    "calibration_files": ({"protocols", "assembly"} | FILES, set()),
+    "calibration_files": ({"protocols", "assembly", "records_predistortion"} | FILES, set()),
     "replay": ({"protocols", "assembly", "calibration_files", "direct", "recorded", "recording_format", "reports"}
                | FILES, set()),
     "direct": ({"simulation", "protocols"}, {"numpy"}),

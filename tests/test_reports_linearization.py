@@ -2,7 +2,7 @@
 """What a report says of amplifiers: as identified, and true distortions against closed forms."""
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -181,26 +181,18 @@ def test_missing_numbers_become_null(tmp_path):
 
 def test_joined_identification_is_that_of_each_access_point_in_turn():
     first, second = third_order(KAPPA[:4]), third_order(KAPPA[3:])
-    parts = {"ap1": identify(first, variance=1e-6), "ap3": identify(second, variance=1e-6, seed=2)}
-    joined = reports.joined(parts, {"ap1": 4, "ap2": 1, "ap3": 3})
+    parts = [identify(first, variance=1e-6), identify(second, variance=1e-6, seed=2)]
+    joined = dpd.Identification.joined(parts)
     for item in fields(dpd.Identification):
         if item.name != "max_amplitude":
             value = getattr(joined, item.name)
-            np.testing.assert_array_equal(value[:4], getattr(parts["ap1"], item.name), err_msg=item.name)
-            np.testing.assert_array_equal(value[5:], getattr(parts["ap3"], item.name), err_msg=item.name)
-    ports = [*names(4), "ap2:0", "ap3:0", "ap3:1", "ap3:2"]
-    section = reports.amplifiers_section(joined, ports)
-    # A port alone has nobody to listen to it.
-    assert section["flags"]["unheard"] == section["flags"]["refused"] == ["ap2:0"]
-    np.testing.assert_array_equal(joined.safe_coefficients[4], [1, 0])
-    assert section["num_receivers"].tolist() == [3, 3, 3, 3, 0, 2, 2, 2]
-
-
-def test_memory_of_a_port_alone_is_the_identity():
-    true = third_order(KAPPA[:3], (1.0, 0.1))
-    joined = reports.joined({"ap1": identify(true, memory_depth=2)}, {"ap1": 3, "ap2": 1})
-    np.testing.assert_array_equal(joined.safe_coefficients[3], [[1, 0], [0, 0]])
-    assert reports.amplifiers_section(joined, [*names(3), "ap2:0"])["flags"]["refused"] == ["ap2:0"]
+            np.testing.assert_array_equal(value[:4], getattr(parts[0], item.name), err_msg=item.name)
+            np.testing.assert_array_equal(value[4:], getattr(parts[1], item.name), err_msg=item.name)
+    section = reports.amplifiers_section(joined, [*names(4), "ap2:0", "ap2:1", "ap2:2"])
+    assert section["num_receivers"].tolist() == [3, 3, 3, 3, 2, 2, 2]
+    for wrong in ([], [parts[0], replace(parts[1], max_amplitude=1.0)]):
+        with pytest.raises(ValueError, match="largest pilots"):
+            dpd.Identification.joined(wrong)
 
 
 def test_numbers_of_ports_that_do_not_fit_are_refused():
@@ -210,7 +202,3 @@ def test_numbers_of_ports_that_do_not_fit_are_refused():
         reports.amplifiers_section(found, names(5))
     with pytest.raises(ValueError, match="true has 3 amplifiers"):
         reports.amplifiers_section(found, names(6), third_order(KAPPA[:3]))
-    with pytest.raises(ValueError, match="identification of ap1"):
-        reports.joined({"ap1": found}, {"ap1": 5})
-    with pytest.raises(ValueError, match="at least one AP"):
-        reports.joined({}, {"ap1": 5})

@@ -4,12 +4,14 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from . import __version__
 from .assembly import Assembly
 from .csi_records import save_csi
 from .protocols.bidirectional_collector import BidirectionalCollector
 from .protocols.mutual_coupling_collector import MutualCouplingCollector
 from .protocols.slots import Collector
 from .records import save_calibration
+from .records_predistortion import predistortion_record, save_predistortion
 
 
 def write(assembly: Assembly, collectors: Mapping[str, Collector], path: str | Path, epoch: int = 0) -> None:
@@ -39,8 +41,13 @@ def write_bidirectional(assembly: Assembly, exchange: BidirectionalCollector, pa
 def write_linearization(assembly: Assembly, member: MutualCouplingCollector, path: str | Path,
                         epoch: int = 0) -> None:
     """Write the calibrations of all access points, each by itself: to `path`, or where there are several with the name
-    of the access point before the suffix."""
+    of the access point before the suffix; and `predistortion.h5` of all of them beside."""
     path = Path(path)
+    if member.identifications:
+        bed = assembly.testbed
+        record = predistortion_record(member.identification, bed, epoch=epoch, design=bed.mutual_coupling.design,
+                                      version=__version__)
+        save_predistortion(path.with_name("predistortion.h5"), record)
     for ap, calibration in member.calibrations.items():
         own = path if len(member.calibrations) == 1 else path.with_name(f"{path.stem}-{ap}{path.suffix}")
         save_calibration(own, assembly.record(calibration, (ap,), epoch))

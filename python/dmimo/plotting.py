@@ -14,6 +14,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from .plotting_bidirectional import distributions
 from .plotting_bidirectional_run import bidirectional
 from .plotting_panels import panels
+from .plotting_predistortion import linearization_figures
 from .plotting_style import COLOURS, MARKERS, new_figure, set_title
 from .plotting_sync_run import synchronization
 from .plotting_synchronization import curve_families, evolution
@@ -76,13 +77,13 @@ def error_curves(summary: Mapping) -> Figure:
 
 def run_figures(report: Mapping) -> dict[str, Figure]:
     """Figures of a run by name, as far as its report reaches: `coefficients`, `gains`, `pair_snr`, `synchronization`,
-    `bidirectional`.
+    `bidirectional`, `amplifiers`, `linearization`, `spectrum`.
 
     Parameters
     ----------
     report : mapping
         As written to report.json: `ports`, `c`, `c_true` where the truth is known, `predicted_phase_std_deg`,
-        `pair_snr_db` and the keys of `gain_bars`, `synchronization` and `bidirectional`.
+        `pair_snr_db` and the keys of `gain_bars`, `synchronization`, `bidirectional` and `linearization_figures`.
     """
     figures = {}
     if report.get("c") is not None:
@@ -95,6 +96,7 @@ def run_figures(report: Mapping) -> dict[str, Figure]:
         figures["gains"] = gain_bars(report)
     if report.get("pair_snr_db") is not None:
         figures["pair_snr"] = pair_snr(report["pair_snr_db"], report["ports"])
+    figures |= linearization_figures(report)
     if report.get("calibrations"):
         figures["bidirectional"] = bidirectional(report)
     if report.get("synchronisations"):

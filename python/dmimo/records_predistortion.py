@@ -134,7 +134,7 @@ def predistortion_record(identification: Identification, bed: _testbed.Testbed, 
 
     Parameters
     ----------
-    identification : of the ports in the order of `testbed.port_names` (`reports_linearization.joined`).
+    identification : of the ports in the order of `testbed.port_names` (`Identification.joined`).
     epoch, design, method, version : see `PredistortionRecord`.
     """
     found = identification

@@ -2,7 +2,6 @@
 """What a report says of arrays that have linearised and calibrated themselves, and what is true where that is known."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,9 +33,9 @@ def content(assembly: Assembly, network: Network | None, collectors: Mapping[str
     member = collectors["linearizer"] if "linearizer" in collectors else collectors["beamsync"].members["internal"]
     found: dict[str, object] = {}
     if member.identifications:
-        num_ports = {ap.name: ap.num_ports for ap in assembly.testbed.aps}
-        true = None if network is None else simulated.true_amplifiers(network, tuple(num_ports))
-        found["amplifiers"] = amplifiers_section(joined(member.identifications, num_ports), assembly.port_names, true)
+        aps = tuple(ap.name for ap in assembly.testbed.aps)
+        true = None if network is None else simulated.true_amplifiers(network, aps)
+        found["amplifiers"] = amplifiers_section(member.identification, assembly.port_names, true)
     if assembly.protocol != "linearize":
         return found
     arrays = {ap: _array(assembly, network, collectors, ap, one) for ap, one in member.calibrations.items()}
@@ -96,53 +95,6 @@ def _doubts(found: Mapping[str, object], arrays: Mapping[str, Mapping]) -> list[
                      for doubt in (one["verification"] or {}).get("doubts", ())]
 
 
-def joined(identifications: Mapping[str, Identification], num_ports: Mapping[str, int]) -> Identification:
-    """Identification of the ports of all access points (APs), in the order of `num_ports`, from those of each.
-
-    Ports of an AP that has none, since it has no second port that could listen, are unheard and refused.
-
-    Parameters
-    ----------
-    identifications : by AP, all of the same pilots, order and memory depth; at least one.
-    num_ports : of each AP, by name.
-
-    Raises
-    ------
-    ValueError
-        If there is none, or an AP's identification does not have its number of ports.
-    """
-    if not identifications:
-        raise ValueError("identifications must hold at least one AP")
-    model = next(iter(identifications.values()))
-    parts = []
-    for ap, count in num_ports.items():
-        part = identifications.get(ap)
-        if part is not None and (part.refused.shape != (count,) or part.deaf.shape != (count,)):
-            raise ValueError(f"identification of {ap} is of {part.refused.shape} ports heard by {part.deaf.shape}: "
-                             f"must be ({count},) by ({count},)")
-        parts.append(_unheard(model, count) if part is None else part)
-    return Identification(**{
-        item.name: model.max_amplitude if item.name == "max_amplitude"
-        else np.concatenate([getattr(part, item.name) for part in parts]) for item in fields(Identification)
-    })  # fmt: skip
-
-
-def _unheard(model: Identification, count: int) -> Identification:
-    """Identification of `count` ports that nobody heard, of the same model."""
-    values = {}
-    for item in fields(Identification):
-        like = np.asarray(getattr(model, item.name))
-        values[item.name] = np.zeros((count, *like.shape[1:]), like.dtype)
-    values["coefficients"].reshape(count, -1)[:, 0] = 1.0
-    values["covariance"][:] = np.inf
-    values["distortion_with"][:] = np.inf
-    values["noise_var"][:] = np.nan
-    for name in ("distortion_without", "mismatch", "clipped_share"):
-        values[name][:] = np.nan
-    values["refused"][:] = True
-    return Identification(**values | {"max_amplitude": model.max_amplitude})
-
-
 def amplifiers_section(identification: Identification, ports: Sequence[str],
                        true: Amplifiers | None = None) -> dict[str, object]:
     """Section `amplifiers` of the report: what was identified, how well, and which ports stay as they are.
@@ -152,7 +104,7 @@ def amplifiers_section(identification: Identification, ports: Sequence[str],
 
     Parameters
     ----------
-    identification : of M ports, each heard by the others (`joined` for several APs); M_rx = M_tx = M.
+    identification : of M ports, each heard by the others (`Identification.joined` for several APs); M_rx = M_tx = M.
     ports : M names.
     true : amplifiers of these ports, where they are simulated. Their coefficients are stated relative to the direct
         linear one, as the identified ones.

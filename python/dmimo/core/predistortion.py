@@ -13,7 +13,8 @@ Over-the-air DPD and reciprocity calibration, section III-A and III-B; the modul
 they deviate.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -116,6 +117,22 @@ class Identification:
     deaf: NDArray
     clipped_share: NDArray
     refused: NDArray
+
+    @classmethod
+    def joined(cls, parts: Sequence["Identification"]) -> "Identification":
+        """Identification of the ports of several arrays, one after another, from those of each by the same pilots.
+
+        Raises
+        ------
+        ValueError
+            If there is none, or their largest pilots differ.
+        """
+        peaks = [part.max_amplitude for part in parts]
+        if not parts or not np.allclose(peaks, peaks[0]):
+            raise ValueError(f"parts have the largest pilots {peaks}: must be at least one, and all alike")
+        values = {item.name: [getattr(part, item.name) for part in parts] for item in fields(cls)}
+        return cls(**{name: value[0] if name == "max_amplitude" else np.concatenate(value)
+                      for name, value in values.items()})
 
     @property
     def safe_coefficients(self) -> NDArray:

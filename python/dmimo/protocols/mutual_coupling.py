@@ -67,8 +67,8 @@ class MutualCouplingPlan:
     Raises
     ------
     ValueError
-        If the pilots do not fit into a slot, the prefix is too short to find them when they are late, or nothing of a
-        pilot is left between its guards.
+        If an AP has a single port, the pilots do not fit into a slot, the prefix is too short to find them when they
+        are late, or nothing of a pilot is left between its guards.
     """
 
     nodes: tuple[str, ...]
@@ -91,6 +91,8 @@ class MutualCouplingPlan:
     full_scale: float | None = None
 
     def __post_init__(self):
+        if not self.num_ports or min(self.num_ports.values()) < 2:
+            raise ValueError(f"num_ports = {dict(self.num_ports)}: every AP must have at least 2, to hear each other")
         if 2 * self.guard_samples >= self.hold_samples:
             raise ValueError(f"guard_samples = {self.guard_samples}: twice that must be below hold_samples = "
                              f"{self.hold_samples}")

@@ -54,7 +54,7 @@ class MutualCouplingCollector:
     Attributes
     ----------
     identifications : dict of AP to Identification
-        Empty where amplifiers are not identified; without APs of a single port, which has nobody to listen to it.
+        Empty where amplifiers are not identified.
     calibrations : dict of AP to SideCalibration
         c, 1 at the first port that is not excluded; nan, with infinite deviations, at those that are.
     """
@@ -70,6 +70,11 @@ class MutualCouplingCollector:
         self._plan, self._method, self._limit, self._excludes = plan, calibration, max_phase_std_rad, excludes
         self.identifications: dict[str, Identification] = {}
         self.calibrations: dict[str, SideCalibration] = {}
+
+    @property
+    def identification(self) -> Identification:
+        """That of all APs."""
+        return Identification.joined(list(self.identifications.values()))
 
     @property
     def c(self) -> np.ndarray:
@@ -90,7 +95,7 @@ class MutualCouplingCollector:
         values: dict[str, object] = {}
         reasons = self._misaligned(results)
         if not reasons and phase == AMPLITUDES:
-            statistics = {ap: statistics_of(results[ap]) for ap, count in self._plan.num_ports.items() if count > 1}
+            statistics = {ap: statistics_of(results[ap]) for ap in self._plan.num_ports}
             values = self._identify(statistics, results)
         last = phase == COUPLING or self._plan.single_stage
         if not reasons and last:
@@ -166,10 +171,10 @@ class MutualCouplingCollector:
     def _calibrate(self, links: Mapping[str, Links], time: int) -> list[str]:
         """Calibrate every AP at a time; what ends the run."""
         reasons = []
-        for ap, count in self._plan.num_ports.items():
-            found = _single() if count == 1 else self._array(links[ap])
+        for ap, link in links.items():
+            found = self._array(link)
             usable = found.phase_std_rad < self._limit
-            if count > 1 and np.count_nonzero(usable) < 2:
+            if np.count_nonzero(usable) < 2:
                 reasons.append(f"node {ap}: no two of its ports hear each other well enough to be calibrated")
             elif not (self._excludes or usable.all()):
                 reasons += [f"node {ap}: port {port}: does not hear the others, or is not heard, well enough to be "
@@ -204,12 +209,6 @@ class MutualCouplingCollector:
             values |= {f"{ap}_c": self.c[self._plan.ports(ap)], f"{ap}_delay_s": one.delay_s,
                        f"{ap}_frequency_hz": one.frequency_hz, f"{ap}_reference_time": one.reference_time}
         return values
-
-
-def _single() -> SideCalibration:
-    """Calibration of an AP with one port, which has nothing to be calibrated against."""
-    return SideCalibration(c=np.ones(1, complex), delay_s=np.zeros(1), frequency_hz=np.zeros(1),
-                           covariance=np.zeros((1, 1)), phase_std_rad=np.zeros(1), reference_time=0)
 
 
 def statistics_of(result: Mapping[str, object]) -> PilotStatistics:
