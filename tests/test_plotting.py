@@ -120,6 +120,17 @@ def test_gain_bars_have_the_heights_of_the_report_and_a_dashed_ideal():
     np.testing.assert_allclose([bar.get_height() for bar in best.patches], [4.62, 0.9])
 
 
+def test_gain_bars_of_many_ports_are_the_strongest_and_the_weakest_that_are_heard():
+    alone = {f"ap1:{port}": float(port % 7) - 2.0 + 0.01 * port for port in range(40)} | {"ap1:5": None}
+    (axes,) = plotting.gain_bars(REPORT | {"single_node_db": alone}).axes
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert labels[-2:] == ["strongest,\nap1:34\nalone", "weakest,\nap1:0\nalone"]
+    assert [bar.get_height() for bar in axes.patches[-2:]] == [alone["ap1:34"], alone["ap1:0"]]
+    few = plotting.gain_bars(REPORT | {"single_node_db": {"a": 1.0, "b": None}}).axes[0]
+    assert [label.get_text() for label in few.get_xticklabels()][-1] == "a\nalone"
+
+
+
 def test_pair_snr_puts_receivers_in_rows_and_leaves_unmeasured_pairs_blank():
     snr_db = np.array([[99, 12.0, np.nan], [20.0, 99, -np.inf], [7.5, 30.0, 99]])
     figure = plotting.pair_snr(snr_db, labels(3))

@@ -37,6 +37,8 @@ __all__ = [
 
 # 95 % of a normal distribution.
 _TWO_SIDED_95 = 1.959964
+# Nodes or ports of which a figure has a bar for each.
+_MANY_BARS = 16
 
 
 def error_curves(summary: Mapping) -> Figure:
@@ -197,8 +199,9 @@ def gain_bars(report: Mapping) -> Figure:
     ----------
     report : mapping
         `coherent_gain_db`, `ideal_gain_db`, and optionally `uncalibrated_gain_db`, `single_node_db` (mapping of node
-        name to dB; otherwise `best_single_node_db`) and standard errors `coherent_gain_std_db`,
-        `uncalibrated_gain_std_db`, drawn as 95 % bars. None counts as absent.
+        name to dB, of which only the strongest and the weakest are drawn where there are more than `_MANY_BARS`;
+        otherwise `best_single_node_db`) and standard errors `coherent_gain_std_db`, `uncalibrated_gain_std_db`, drawn
+        as 95 % bars. None counts as absent.
     """
     bars = [("calibrated", report["coherent_gain_db"], report.get("coherent_gain_std_db"), COLOURS[1])]
     if report.get("uncalibrated_gain_db") is not None:
@@ -207,7 +210,11 @@ def gain_bars(report: Mapping) -> Figure:
     alone = report.get("single_node_db")
     if alone is None and report.get("best_single_node_db") is not None:
         alone = {"best node": report["best_single_node_db"]}
-    bars += [(f"{name}\nalone", value, None, "#9a9a9a") for name, value in (alone or {}).items()]
+    heard = {name: value for name, value in (alone or {}).items() if value is not None}
+    if len(heard) > _MANY_BARS:
+        ends = max(heard, key=heard.get), min(heard, key=heard.get)
+        heard = {f"{which},\n{name}": heard[name] for which, name in zip(("strongest", "weakest"), ends, strict=True)}
+    bars += [(f"{name}\nalone", value, None, "#9a9a9a") for name, value in heard.items()]
     figure, axes = new_figure(max(4.8, 1.6 + 0.75 * len(bars)), 4.2)
     ideal = report["ideal_gain_db"]
     reached = [ideal, 0.0]

@@ -12,6 +12,7 @@ from .protocols.slots import Collector
 
 LIVE_ROWS = 12
 MAX_PORTS = 16  # rows of a table of amplifiers: flagged ports first, then the least linear ones
+MAX_COEFFICIENTS = 48  # rows of a table of coefficients; of more ports only the first `MAX_PORTS` are shown
 FLAGS = {"unheard": "not heard", "saturated": "receivers saturated", "receivers_disagree": "receivers disagree",
          "mismatch_limited": "order too low", "unexplained": "not a polynomial", "refused": "left as it is"}
 """Flags of amplifiers in a report, and in words."""
@@ -56,6 +57,10 @@ def port_tables(outcome: reports.Outcome, port_names: Sequence[str]) -> Iterator
 
 
 def _coefficients(title: str, port_names, c, phase_std_deg, frequency_hz, delay_s) -> Table:
+    if len(port_names) > MAX_COEFFICIENTS:
+        title, port_names = f"{title}, first {MAX_PORTS} of {len(port_names)} ports", port_names[:MAX_PORTS]
+        c, phase_std_deg, frequency_hz, delay_s = (
+            column[:MAX_PORTS] for column in (c, phase_std_deg, frequency_hz, delay_s))
     columns = (np.abs(c), np.degrees(np.angle(c)), phase_std_deg, frequency_hz, delay_s * 1e9)
     rows = ((name, *(_number(number, 3) for number in numbers))
             for name, *numbers in zip(port_names, *columns, strict=True))
