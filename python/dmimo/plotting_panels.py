@@ -25,18 +25,19 @@ def panels(summary: Mapping) -> Figure:
     summary : mapping
         `title`, `caption`, `columns`, `panels`: list of mappings `title`, `x_label`, `y_label`, `x` (n,), `curves`:
         list of mappings `label`, `mean`, `low`, `high` (n,), `dashed`: list of mappings `label`, `values` (n,).
-        Optional: `seed`, which a campaign adds and the caption ends with. Optional of a panel: `x_scale`, `y_scale`
-        ("linear"), `x_ticks` (list of numbers), `y_limits` (low, high), `points`: list of mappings `label`, `x`, `y`.
-        Optional of a curve: `colour`, its number in the order of colours and markers; of a dashed line and of
-        points: the number of the curve that they belong to. Many points (more than 40) get no markers.
+        Optional: `seed`, which a campaign adds and the caption ends with, and `height` of a row of panels with its
+        legends in inches. Optional of a panel: `x_scale`, `y_scale` ("linear"), `x_ticks` (list of numbers),
+        `y_limits` (low, high), `points`: list of mappings `label`, `x`, `y`. Optional of a curve: `colour`, its number
+        in the order of colours and markers; of a dashed line and of points: the number of the curve that they belong
+        to. Many points (more than 40) get no markers. None among the values of a dashed line is a gap.
     """
     parts, columns = summary["panels"], summary["columns"]
     rows = -(-len(parts) // columns)
-    width = _WIDTH * columns
+    width, row_height = _WIDTH * columns, summary.get("height", _HEIGHT)
     seed = f" Seed {summary['seed']}." if "seed" in summary else ""
     caption = textwrap.fill(summary["caption"] + seed, int(_CHARACTERS * width))
     lines = 1 + caption.count("\n")
-    figure, axes = new_figure(width, _HEIGHT * rows + 0.45 + 0.15 * lines, columns=columns, rows=rows)
+    figure, axes = new_figure(width, row_height * rows + 0.45 + 0.15 * lines, columns=columns, rows=rows)
     axes = np.ravel(axes)
     for each, part in zip(axes, parts, strict=False):
         _panel(each, part)
