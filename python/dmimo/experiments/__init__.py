@@ -24,6 +24,10 @@ from . import (  # noqa: F401  (they register their figures)
     bidirectional_indoor,
     bidirectional_single_stream,
     bidirectional_streams,
+    ota_dpd_calibration,
+    ota_dpd_combining,
+    ota_dpd_order,
+    ota_dpd_rates,
 )
 from .campaign import Result, run
 from .executors import CampaignError, Timeouts
