@@ -287,3 +287,15 @@ def test_predistortion_of_the_same_testbed_and_epoch_is_accepted(path):
     loaded = records_predistortion.load_predistortion(path, testbed.parse(changed_elsewhere), epoch=3)
     assert_same(loaded, make_record())
     assert "predistortion of epoch 3, now it is 4: measure again" in refusal(path, testbed.parse(BED), epoch=4)
+
+
+def test_predistortion_holds_for_one_amplitude_of_the_radio(tmp_path):
+    """Coefficients refer to samples before they are multiplied by it."""
+    radio = BED + 'frontend: usrp\nusrp: {tx_amplitude: 0.2, radios: [{args: "type=x"}]}\n'
+    record, bed = make_record(), testbed.parse(radio)
+    record = dataclasses.replace(record, configuration=testbed.to_dict(bed), fingerprint=testbed.fingerprint(bed))
+    path = tmp_path / "radio.h5"
+    records_predistortion.save_predistortion(path, record)
+    assert_same(records_predistortion.load_predistortion(path, bed), record)
+    louder = testbed.parse(radio.replace("0.2", "0.3"))
+    assert "usrp.tx_amplitude 0.2, testbed has 0.3" in refusal(path, louder)

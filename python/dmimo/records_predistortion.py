@@ -246,7 +246,8 @@ def load_predistortion(
     Parameters
     ----------
     testbed
-        What it is wanted for: RecordError names every port, gain, rate or frequency that differs.
+        What it is wanted for: RecordError names every port, gain, rate or frequency that differs, and the amplitude
+        at which radios send.
     epoch
         Current epoch: RecordError when it was measured in another one.
 
@@ -258,7 +259,17 @@ def load_predistortion(
     """
     record = read_sealed(path, FORMAT, FORMAT_VERSION, _read)
     check_origin(path, record, testbed, epoch, "predistortion")
+    if testbed is not None:
+        measured, wanted = (_tx_amplitude(one) for one in (record.configuration, _testbed.to_dict(testbed)))
+        if measured != wanted:
+            raise RecordError(f"{path}: predistortion of another testbed: usrp.tx_amplitude {measured}, testbed has "
+                              f"{wanted}")
     return record
+
+
+def _tx_amplitude(configuration: Mapping[str, Any]) -> float | None:
+    """What samples are multiplied by on their way to a radio, which coefficients refer to; None in a simulation."""
+    return configuration["usrp"]["tx_amplitude"] if configuration.get("frontend") == "usrp" else None
 
 
 def _read(file: h5py.File) -> PredistortionRecord:

@@ -69,7 +69,7 @@ class Amplifiers:
         """Return x, complex (num_ports, num), with what is beyond saturation brought back to it; same dtype."""
         if np.isinf(self.saturation).all():
             return x
-        level = self.saturation.astype(x.real.dtype)[:, None]
+        level = np.minimum(self.saturation, np.finfo(x.real.dtype).max).astype(x.real.dtype)[:, None]
         over = np.abs(x) > level
         if not over.any():
             return x
