@@ -126,7 +126,7 @@ MISTAKES = [
     (["hold_samples: 8, guard_samples: 2 -> hold_samples: 1", "memory_depth: 1 -> memory_depth: 4",
       "num_pilots: 100 -> num_pilots: 1182"], 12, "must be at least 1265 = lead_samples + prefix_samples + num_pilots "
      "* hold_samples + memory_depth - 1 + prefix_samples for mutual_coupling"),
-    (["slots: { -> slots: {prefix_samples: 7, "], 12, "slots.prefix_samples: value 7: must be at least 8 with mutual_"),
+    (["slots: { -> slots: {prefix_samples: 11, "], 12, "slots.prefix_samples: value 11: must be at least 12 with mutu"),
     (["pilot_samples: 512 -> pilot_samples: 300"], 12, "value 300: must be at least 301 for the adjacent channels of "),
     (["linearity: { -> linearity: {ue: ap1, "], 17, 'linearity.ue: value "ap1": must be that of verification, ue1'),
     (["verification: {}\n -> "], 16, "linearity: needs a section verification, whose uplink the weights come from"),
@@ -154,7 +154,7 @@ def test_values_at_the_limits_are_accepted():
                     ["num_pilots: 100 -> num_pilots: 10"], ["uniform -> two_level", "order: 5 -> order: 3"],
                     ["uniform -> data_like", "peak_db: 9 -> peak_db: 18"],
                     ["calibration: ratio -> calibration: single_stage", "predistort: false -> predistort: true"],
-                    ["slots: { -> slots: {prefix_samples: 8, "], ["num_ports: 6 -> num_ports: 6, kind: ap"]):
+                    ["slots: { -> slots: {prefix_samples: 12, "], ["num_ports: 6 -> num_ports: 6, kind: ap"]):
         testbed.parse(changed(*changes))
 
 
@@ -213,4 +213,4 @@ def test_pilots_like_data_within_the_limits_identify_amplifiers(order, peak):
 def test_limits_of_the_checks_are_those_of_the_estimator_and_the_protocol():
     assert coupling_checks.PROBE_TERMS == PROBE_TERMS
     assert (coupling_checks.PILOTS_PER_TERM, coupling_checks.PILOTS_PER_TERM_WITH_MEMORY) == (2, 3)
-    assert coupling_checks.MIN_PREFIX == 2 * mutual_coupling.LAGS
+    assert coupling_checks.LAGS == mutual_coupling.LAGS

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The mutual-coupling protocol on slots made by hand, with amplifiers and couplings of its own, and what goes wrong."""
 
-from dataclasses import replace
+import re
 
 import numpy as np
 import pytest
 from coupled_arrays import array_gains, complex_normal
 from gnuradio.dmimo.core import metrics
 from gnuradio.dmimo.protocols.mutual_coupling import AMPLITUDES, COUPLING, MutualCouplingPlan, MutualCouplingRole
-from gnuradio.dmimo.protocols.mutual_coupling_collector import MutualCouplingCollector
+from gnuradio.dmimo.protocols.mutual_coupling_collector import MutualCouplingCollector, misalignment
 from gnuradio.dmimo.protocols.predistortion import NodePredistortion
 from gnuradio.dmimo.protocols.slots import Grant, Slot, build_schedule
 
@@ -24,12 +24,16 @@ class Array:
         self.gains *= 10  # couplings near -20 dB
         self.kappa, self.noise_var, self.rng, self.saturation = kappa, noise_var, rng, saturation
         self.late = 0
+        self.loop_delays = np.zeros(len(self.c), int)  # half of each is removed before sending, half from what is heard
 
     def hear(self, burst):
         x = burst.astype(complex)
         x = x * np.minimum(1.0, self.saturation / np.maximum(np.abs(x), 1e-30))
         sent = x + self.kappa[: len(x), None] * x * np.abs(x) ** 2
-        clean = np.roll(self.gains @ sent, LATENCY + self.late, axis=1)
+        clean = np.zeros(sent.shape, complex)
+        for port, other in np.ndindex(self.gains.shape):
+            delay = LATENCY + self.late + (self.loop_delays[other] - self.loop_delays[port]) // 2
+            clean[port] += self.gains[port, other] * np.roll(sent[other], delay)
         return clean + np.sqrt(self.noise_var) * complex_normal(self.rng, *clean.shape)
 
 
@@ -142,16 +146,20 @@ def test_repeats_lower_the_variance_as_they_should():
     assert np.mean((one.phase_std_rad[keep] / four.phase_std_rad[keep]) ** 2) == pytest.approx(4, rel=0.1)
 
 
+def first_product(array, **options):
+    """What the collector makes of the first phase of an AP with six ports."""
+    plan = plan_of({"ap1": 6}, **options)
+    role, grants = MutualCouplingRole("ap1", plan), []
+    for index, slot in enumerate(plan.phases(1)[0][2]):
+        grants.append(Grant(index, 0, 0))
+        role.receive(slot, grants[-1], array.hear(role.transmit(slot, 0)))
+    return MutualCouplingCollector(plan).produce(AMPLITUDES, [], {"ap1": role.results(grants)})
+
+
 @pytest.mark.parametrize(("late", "hold", "guard"), [(3, 1, 0), (-2, 4, 1)])
 def test_late_pilots_are_told(arrays, late, hold, guard):
     arrays["ap1"].late = late
-    plan = plan_of(PORTS, slot_samples=600, hold_samples=hold, guard_samples=guard)
-    role = MutualCouplingRole("ap1", plan)
-    for slot, port in zip(plan.phases(1)[0][2], range(6), strict=False):
-        burst = role.transmit(slot, 0)
-        role.receive(slot, Grant(port, 0, 0), arrays["ap1"].hear(burst))
-    results = {"ap1": role.results([Grant(port, 0, 0) for port in range(6)])}
-    product = MutualCouplingCollector(replace(plan, num_ports={"ap1": 6})).produce(AMPLITUDES, [], results)
+    product = first_product(arrays["ap1"], slot_samples=600, hold_samples=hold, guard_samples=guard)
     assert not product.trusted
     assert f"{abs(late)} samples {'late' if late > 0 else 'early'}" in product.reasons[0]
 
@@ -161,6 +169,38 @@ def test_held_pilots_do_not_feel_a_sample_of_delay(arrays):
     plan = plan_of(PORTS, slot_samples=600, hold_samples=4, guard_samples=1)
     products, _, _ = run(plan, arrays)
     assert np.abs(products[AMPLITUDES].values["predistortion"][:6, 1] - KAPPA).max() < 1e-6
+
+
+@pytest.mark.parametrize(("guard", "delays"), [
+    (2, [0, 0, 0, 6, 6, 6]), (2, [0, 0, 0, 0, 0, 24]), (4, [0, 4, 6, 10, 0, 2]),
+])  # fmt: skip
+def test_ports_whose_loops_differ_by_more_than_twice_the_guard_are_told(guard, delays):
+    array = Array(np.random.default_rng(6), 2, 3, noise_var=1e-6)
+    array.loop_delays[:] = delays
+    product = first_product(array, slot_samples=1600, hold_samples=12, guard_samples=guard)
+    assert not product.trusted
+    assert not product.values
+    worst = max(delays) // 2
+    words = rf"port (\d) arrive {min(worst, 4 + guard)} samples (late|early)( or more)? at port (\d): "
+    of, side, more, to = re.search(words, product.reasons[0]).groups()
+    assert array.loop_delays[int(of)] - array.loop_delays[int(to)] == (2 * worst if side == "late" else -2 * worst)
+    assert (more is None) is (worst < 4 + guard)
+
+    plan = plan_of({"ap1": 6}, slot_samples=2800, hold_samples=26, guard_samples=worst, prefix_samples=32)
+    array.noise_var = 0.0
+    products, collector, _ = run(plan, {"ap1": array})
+    assert np.abs(products[AMPLITUDES].values["predistortion"][:, 1] - KAPPA).max() < 1e-6
+    assert np.abs(collector.c - array.c / array.c[0]).max() < 2e-6
+
+
+def test_noise_alone_is_neither_late_nor_early():
+    energy = np.random.default_rng(8).gamma(2, size=(200, 6, 6, 13)) * 0.3
+    noise_var = np.full(6, 0.3)
+    assert not any(misalignment(one, noise_var, 2, 0.5).any() for one in energy)
+    energy[0, 2, 4, 10] += 30 * 0.3
+    lag = misalignment(energy[0], noise_var, 2, 0.5)
+    assert lag[2, 4] == 10 - 6
+    assert np.count_nonzero(lag) == 1
 
 
 def test_a_dead_receiver_costs_its_port_only():

@@ -11,7 +11,7 @@ from .testbed_yaml import Document, show
 if TYPE_CHECKING:
     from .testbed import Testbed
 
-MIN_PREFIX = 8  # pilots are looked for four samples early and late
+LAGS = 4  # samples beyond the guards, early and late, at which pilots are looked for
 PROBE_TERMS = 2  # further orders that are looked at, to see whether the order is high enough
 PILOTS_PER_TERM, PILOTS_PER_TERM_WITH_MEMORY = 2, 3  # fewer do not always determine the coefficients
 # Data hardly ever come near a peak further above their power: so many pilots like data would not tell orders apart.
@@ -94,9 +94,10 @@ def _check_design(document: Document, testbed: Testbed) -> None:
 
 def _check_slot(document: Document, testbed: Testbed) -> None:
     settings, slots = testbed.mutual_coupling, testbed.slots
-    if slots.prefix_samples < MIN_PREFIX:
-        raise document.error(("slots", "prefix_samples"), f"value {slots.prefix_samples}: must be at least "
-                                                          f"{MIN_PREFIX} with mutual_coupling")
+    prefix = 2 * (LAGS + settings.guard_samples)
+    if slots.prefix_samples < prefix:
+        raise document.error(("slots", "prefix_samples"), f"value {slots.prefix_samples}: must be at least {prefix} "
+                             f"with mutual_coupling and guard_samples = {settings.guard_samples}")
     past = settings.memory_depth - 1
     needed = slots.lead_samples + settings.num_pilots * settings.hold_samples + past + 2 * slots.prefix_samples
     if needed > slots.slot_samples:

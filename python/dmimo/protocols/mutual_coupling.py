@@ -9,7 +9,9 @@ linearised transmitters: every pair of ports is measured in both directions, whi
     | lead | prefix | pilot pilot ... | prefix |      each pilot held for `hold_samples`
 
 The AP's ports share an oscillator, so nothing turns. Pilots that are held, with the edges ignored, do not feel
-fractions of a sample and filters of the radio; what is left of a delay of whole samples is noticed.
+fractions of a sample and filters of the radio, nor that a loop delay does not tell how much of it is the transmitter's:
+between two ports whose loops differ by d samples, pilots are d / 2 late in one direction and early in the other. A pair
+with more than that is noticed.
 
 References
 ----------
@@ -29,7 +31,7 @@ from .slots import Grant, Product, Slot
 
 AMPLITUDES, COUPLING = "amplitudes", "coupling"
 """Phases, and purposes of their slots."""
-LAGS = 4  # samples, early and late, at which pilots are looked for
+LAGS = 4  # samples beyond the guards, early and late, at which pilots are looked for
 PILOT_SEED = 1  # of their order and phases, which only have to be known to all
 
 
@@ -100,8 +102,8 @@ class MutualCouplingPlan:
             raise ValueError(f"memory_depth = {self.memory_depth}: pilots must not be held, hold_samples = 1")
         if self.single_stage and not self.predistorts:
             raise ValueError("single_stage: needs the swept pilots of predistorts = True")
-        if self.prefix_samples < 2 * LAGS:
-            raise ValueError(f"prefix_samples = {self.prefix_samples}: must be at least {2 * LAGS}")
+        if self.prefix_samples < 2 * self.max_lag:
+            raise ValueError(f"prefix_samples = {self.prefix_samples}: must be at least {2 * self.max_lag}")
         end = self.start + self.burst_samples + self.latency_samples + self.prefix_samples // 2
         if end > self.slot_samples:
             raise ValueError(f"slot_samples = {self.slot_samples}: pilots and silence around them need {end}")
@@ -127,6 +129,11 @@ class MutualCouplingPlan:
     def linear_pilots(self) -> np.ndarray:
         """Pilots of unit modulus."""
         return np.exp(1j * np.angle(self.swept_pilots))
+
+    @property
+    def max_lag(self) -> int:
+        """How many samples early and late pilots are looked for."""
+        return LAGS + self.guard_samples
 
     @property
     def num_averaged(self) -> int:
@@ -174,12 +181,15 @@ class MutualCouplingPlan:
         return held[..., self.guard_samples : self.hold_samples - self.guard_samples].mean(axis=-1, dtype=complex)
 
     def lag_energies(self, samples: np.ndarray, purpose: str) -> np.ndarray:
-        """Energy (2 LAGS + 1,) of the correlation with the pilots, up to `LAGS` samples early and late."""
+        """Energy (ports, 2 max_lag + 1) of the correlation with the pilots, up to `max_lag` samples early and late,
+        over what noise of variance 1 in every sample makes of it on average.
+        """
         pilots = self.swept_pilots if purpose == AMPLITUDES else self.linear_pilots
         x = np.repeat(pilots, self.hold_samples).conj()
-        begin = self.start + self.latency_samples - LAGS
-        windows = np.lib.stride_tricks.sliding_window_view(samples, x.size, axis=-1)
-        return np.sum(np.abs(windows[:, begin : begin + 2 * LAGS + 1] @ x) ** 2, axis=0)
+        begin = self.start + self.latency_samples - self.max_lag
+        searched = samples[:, begin : begin + x.size + 2 * self.max_lag]
+        windows = np.lib.stride_tricks.sliding_window_view(searched, x.size, axis=-1)
+        return np.abs(windows @ x) ** 2 / np.sum(np.abs(x) ** 2)
 
 
 class MutualCouplingRole:
@@ -237,19 +247,22 @@ class MutualCouplingRole:
         Returns
         -------
         dict
-            `starts` (n,) of the slots; `noise_var` (ports,) of a received pilot; `lags` (2 LAGS + 1,). In the phase
-            *amplitudes* the fields of `PilotStatistics` for all pairs; in the phase *coupling* `gains` (ports, ports),
-            receiver first, and `energy`, that of all linear pilots of a port.
+            `starts` (n,) of the slots; `noise_var` (ports,) of a received pilot; `lags` (ports, ports, 2 max_lag + 1),
+            receiver first, see `MutualCouplingPlan.lag_energies`, summed over repeats. In the phase *amplitudes* the
+            fields of `PilotStatistics` for all pairs; in the phase *coupling* `gains` (ports, ports), receiver first,
+            and `energy`, that of all linear pilots of a port.
         """
         kept = [(grant, *self._heard[grant.slot, grant.attempt]) for grant in grants
                 if (grant.slot, grant.attempt) in self._heard]
         self._heard.clear()
         if not kept:
             return None
+        ports = [slot.variant for _, slot, _ in kept]
+        lags = np.zeros((self._num_ports, self._num_ports, 2 * self._plan.max_lag + 1))
+        np.add.at(lags, (slice(None), ports), np.stack([heard["lags"] for _, _, heard in kept], axis=1))
         common = {"starts": np.array([grant.start for grant, _, _ in kept]),
                   "noise_var": np.mean([heard["noise_var"] for _, _, heard in kept], axis=0),
-                  "lags": np.sum([heard["lags"] for _, _, heard in kept], axis=0)}
-        ports = [slot.variant for _, slot, _ in kept]
+                  "lags": lags}
         if kept[0][1].purpose == AMPLITUDES:
             return common | self._statistics(ports, [heard["statistics"] for _, _, heard in kept])
         gains = np.zeros((self._num_ports, self._num_ports), complex)

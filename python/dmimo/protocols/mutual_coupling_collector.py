@@ -11,18 +11,22 @@ from dataclasses import fields, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
+from scipy.special import gammainccinv
 
 from ..core import mutual_coupling as coupling
 from ..core import predistortion
 from ..core.predistortion import Identification, PilotStatistics
+from ..core.predistortion_identification import FALSE_ALARM
 from ..core.predistortion_statistics import matched_gains
 from .bidirectional_estimate import SideCalibration
 from .internal_calibration import calibrate_array, phase_std
-from .mutual_coupling import AMPLITUDES, COUPLING, LAGS, MutualCouplingPlan
+from .mutual_coupling import AMPLITUDES, COUPLING, MutualCouplingPlan
 from .slots import Grant, Product
 
 Calibration = Literal["all_pairs", "ratio", "single_stage"]
-MIN_LAG_SHARE = 0.5  # of the energy at the best lag that must be found at the expected one
+# Of the energy at the best lag that must be found at the expected one. Held pilots that come l samples off lose l / hold
+# of their amplitude there: with guards more of the energy must be found.
+MIN_LAG_SHARE = 0.5
 TINY = 1e-30  # noise variance where there is no noise
 DATA_POINTS = 64  # of the amplitudes of Gaussian data for which predistortion must be worth while
 
@@ -93,7 +97,7 @@ class MutualCouplingCollector:
     def produce(self, phase: str, grants: Sequence[Grant], results: Mapping[str, Mapping[str, object]]) -> Product:
         """Product of a phase: what to predistort with after the first, coefficients of all ports after the last."""
         values: dict[str, object] = {}
-        reasons = self._misaligned(results)
+        reasons = self._misaligned(phase, results)
         if not reasons and phase == AMPLITUDES:
             statistics = {ap: statistics_of(results[ap]) for ap in self._plan.num_ports}
             values = self._identify(statistics, results)
@@ -106,16 +110,21 @@ class MutualCouplingCollector:
             values |= self._coefficients()
         return Product(phase, values, not reasons, tuple(reasons))
 
-    def _misaligned(self, results: Mapping[str, Mapping[str, object]]) -> list[str]:
-        """What is wrong where pilots are not where they should be."""
-        reasons = []
-        for ap in self._plan.num_ports:
-            energy = np.asarray(results[ap]["lags"])
-            lag = int(np.argmax(energy)) - LAGS
-            if abs(lag) > self._plan.guard_samples and energy[LAGS] < MIN_LAG_SHARE * energy.max():
-                guard, side = self._plan.guard_samples, "late" if lag > 0 else "early"
-                reasons.append(f"node {ap}: pilots arrive {abs(lag)} samples {side} at its own ports: guard_samples = "
-                               f"{guard} must be at least {abs(lag)}, and hold_samples more than twice that")
+    def _misaligned(self, phase: str, results: Mapping[str, Mapping[str, object]]) -> list[str]:
+        """The pair of ports of each AP whose pilots are furthest from where they should be, if that is too far."""
+        plan, reasons = self._plan, []
+        repeats = plan.repeats if phase == AMPLITUDES else plan.linear_repeats
+        guard = plan.guard_samples
+        share = max(MIN_LAG_SHARE, (1 - (guard + 0.5) / plan.hold_samples) ** 2)
+        for ap in plan.num_ports:
+            noise = plan.num_averaged * np.asarray(results[ap]["noise_var"])  # of a sample
+            lag = misalignment(np.asarray(results[ap]["lags"]), noise, repeats, share)
+            to, of = np.unravel_index(np.argmax(np.abs(lag)), lag.shape)
+            off, side = abs(lag[to, of]), "late" if lag[to, of] > 0 else "early"
+            if off > guard:
+                more = " or more" if off == plan.max_lag else ""
+                reasons.append(f"node {ap}: pilots of port {of} arrive {off} samples {side}{more} at port {to}: "
+                               f"guard_samples = {guard} must be at least {off}, and hold_samples more than twice that")
         return reasons
 
     def _identify(self, statistics: Mapping[str, PilotStatistics],
@@ -216,3 +225,25 @@ def statistics_of(result: Mapping[str, object]) -> PilotStatistics:
     found = {field.name: result[field.name] for field in fields(PilotStatistics)}
     return PilotStatistics(**{name: value.item() if np.ndim(value) == 0 and hasattr(value, "item") else value
                               for name, value in found.items()})
+
+
+def misalignment(energy: np.ndarray, noise_var: np.ndarray, repeats: int, share: float) -> np.ndarray:
+    """By how many samples the pilots of each pair (ports, ports) are late: integers, negative where early.
+
+    0 where less than that is certain: where the expected lag holds at least `share` of the energy at the best one, or
+    noise alone could exceed the difference, see `FALSE_ALARM`, in one of all pairs. A port does not count for itself.
+
+    Parameters
+    ----------
+    energy : ndarray (ports, ports, 2 L + 1)
+        At the lags -L to L, receiver first; of noise alone Gamma(repeats) times the receiver's `noise_var`.
+    noise_var : ndarray (ports,)
+    repeats : int
+    share : float
+    """
+    centre = energy.shape[-1] // 2
+    others = ~np.eye(len(energy), dtype=bool)
+    best = energy.max(axis=-1)
+    chance = gammainccinv(repeats, FALSE_ALARM / energy.size) * noise_var[:, None]
+    off = others & (energy[..., centre] < share * best) & (best - energy[..., centre] > chance)
+    return np.where(off, energy.argmax(axis=-1) - centre, 0)
