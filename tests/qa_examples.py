@@ -161,6 +161,28 @@ def gan(back_off_db):
     return np.array(GAN_POLYNOMIAL) / GAN_POLYNOMIAL[0] * 10 ** (-back_off_db / 10 * np.arange(5))
 
 
+def test_installed_linearization_example_linearises_calibrates_and_ends_by_itself(programs, tmp_path):
+    output, environment = programs
+    result = run([PYTHON, "-s", output / "simulated_linearization.py"], tmp_path, **environment)
+    assert result.returncode == 0, result.stderr
+    told = {name: [float(value) for value in values] for name, *values in re.findall(
+        r"(\w+): (-?[\d.]+) dB received, EVM ([\d.]+) %, adjacent channels ([\d.]+) dB down", result.stdout)}
+    power_db, evm_percent, aclr_db = zip(*(told[name] for name in ("before", "calibrated", "after")), strict=True)
+    assert min(power_db[1:]) > power_db[0] + 5
+    assert evm_percent[2] < evm_percent[1] / 10
+    assert aclr_db[2] > max(aclr_db[:2]) + 15
+    bed = testbed.load(EXAMPLES / "array_2x4.yml")
+    spectra_db = np.fromfile(tmp_path / "spectrum.f32", np.float32).reshape(3, bed.slots.pilot_samples)
+    # Bins from the lowest frequency up: the occupied ones are in the middle, the adjacent channels beside them.
+    assert np.median(spectra_db[:, 106:128], axis=1) == pytest.approx(0, abs=0.5)
+    beside = 10 * np.log10(np.mean(10 ** (spectra_db[:, 56:104] / 10), axis=1))
+    assert -beside == pytest.approx(aclr_db, abs=2)
+    record = records.load_calibration(tmp_path / "calibration.h5", bed)
+    assert record.port_names == Assembly(bed).port_names
+    assert np.all(record.trusted)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["calibration.h5", "predistortion.h5", "spectrum.f32"]
+
+
 def test_failed_run_of_the_headless_example_ends_with_an_error_and_no_gains(programs, tmp_path):
     output, environment = programs
     text = (EXAMPLES / "three_panels.yml").read_text()
@@ -190,6 +212,8 @@ def progress():
         return window.phase_plot.nitems_read(0) // window.history
     if name == "simulated_bidirectional_qt":
         return min(window.prediction_plot.nitems_read(0) // window.history, window.snr_plot.nitems_read(0))
+    if name == "simulated_linearization_qt":
+        return min(window.evm_plot.nitems_read(0) // window.history, window.inverse_phase_plot.nitems_read(7) // 2)
     return window.gain_plot.nitems_read(0) // window.history
 
 def look():
@@ -204,7 +228,7 @@ elif name == "simulated_beamsync_qt":
     window.set_speed(20)
 elif name == "simulated_frequency_correction":
     window.set_frequency_hz(200.0)  # the corrector must hear of it by message
-elif name != "simulated_bidirectional_qt":
+elif name not in ("simulated_bidirectional_qt", "simulated_linearization_qt"):
     window.set_slots_per_second(2000)
 window.start()
 window.show()
@@ -217,7 +241,8 @@ assert progress() >= minimum, progress()
 
 
 @pytest.mark.parametrize("name", ["simulated_beam_sweep_qt", "simulated_beamsync_qt", "simulated_bidirectional_qt",
-                                  "simulated_frequency_correction", "simulated_sounding"])
+                                  "simulated_frequency_correction", "simulated_linearization_qt",
+                                  "simulated_sounding"])
 def test_example_with_plots_shows_data_and_closes(name, programs, tmp_path):
     output, environment = programs
     environment = environment | {
