@@ -203,6 +203,30 @@ def test_noise_alone_is_neither_late_nor_early():
     assert np.count_nonzero(lag) == 1
 
 
+def test_a_receiver_that_clips_one_sample_of_a_pilot_is_left_out():
+    plan = plan_of({"ap1": 6}, slot_samples=1000, hold_samples=8, guard_samples=2, full_scale=20.0)
+    role, array = MutualCouplingRole("ap1", plan), Array(np.random.default_rng(4), 2, 3)
+    slots = plan.phases(1)[0][2]
+    for slot in slots:
+        heard = array.hear(role.transmit(slot, 0))
+        first = plan.start + LATENCY
+        if slot.variant == 2:
+            heard[4, first + 8 * 30 + 5] = -20j  # within the guards of a pilot
+            heard[1, first + 8 * 30 + 7] = 30  # ignored
+            heard[3, first - 1] = 30  # beside the pilots
+        if slot.variant == 0:
+            heard[0] = 30  # its own leakage does not matter
+        role.receive(slot, Grant(slot.variant, 0, 0), heard)
+    results = role.results([Grant(port, 0, 0) for port in range(6)])
+    assert np.argwhere(results["saturated"]).tolist() == [[4, 2]]
+    assert np.argwhere(~results["used"]).tolist() == sorted([[4, 2], *([port, port] for port in range(6))])
+    collector = MutualCouplingCollector(plan)
+    collector.produce(AMPLITUDES, [], {"ap1": results})
+    found = collector.identifications["ap1"]
+    assert found.saturated.tolist() == [False, False, True, False, False, False]
+    assert np.abs(found.coefficients[2, 1] - KAPPA[2]) < 1e-6  # the four others have heard it
+
+
 def test_a_dead_receiver_costs_its_port_only():
     array = Array(np.random.default_rng(4), 2, 3, noise_var=1e-6)
     array.gains[2] = 0.0

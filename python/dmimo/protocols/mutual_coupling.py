@@ -19,7 +19,7 @@ Over-the-air DPD and reciprocity calibration, section III.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -176,9 +176,20 @@ class MutualCouplingPlan:
 
     def received(self, samples: np.ndarray) -> np.ndarray:
         """Pilots (ports, K) as received in a slot (ports, slot_samples)."""
+        return self._held(samples).mean(axis=-1, dtype=complex)
+
+    def saturated(self, samples: np.ndarray) -> np.ndarray:
+        """Ports (ports,) bool whose receivers clipped a pilot in a slot (ports, slot_samples)."""
+        if self.full_scale is None:
+            return np.zeros(len(samples), bool)
+        held = self._held(samples)  # noise hides in their mean that some of them were clipped
+        return np.maximum(np.abs(held.real), np.abs(held.imag)).max(axis=(-2, -1)) >= self.full_scale
+
+    def _held(self, samples: np.ndarray) -> np.ndarray:
+        """Samples (ports, K, num_averaged) of the pilots."""
         begin = self.start + self.latency_samples
         held = samples[:, begin : begin + self.burst_samples].reshape(len(samples), -1, self.hold_samples)
-        return held[..., self.guard_samples : self.hold_samples - self.guard_samples].mean(axis=-1, dtype=complex)
+        return held[..., self.guard_samples : self.hold_samples - self.guard_samples]
 
     def lag_energies(self, samples: np.ndarray, purpose: str) -> np.ndarray:
         """Energy (ports, 2 max_lag + 1) of the correlation with the pilots, up to `max_lag` samples early and late,
@@ -234,9 +245,10 @@ class MutualCouplingRole:
         heard: dict[str, object] = {"noise_var": noise, "lags": plan.lag_energies(samples, slot.purpose)}
         if slot.purpose == AMPLITUDES:
             others = (np.arange(len(y)) != port)[:, None]
-            heard["statistics"] = predistortion.pilot_statistics(
-                y[:, None], plan.swept_pilots, order=plan.order, memory_depth=plan.memory_depth, mask=others,
-                full_scale=plan.full_scale)
+            saturated = others & plan.saturated(samples)[:, None]
+            statistics = predistortion.pilot_statistics(y[:, None], plan.swept_pilots, order=plan.order,
+                                                        memory_depth=plan.memory_depth, mask=others & ~saturated)
+            heard["statistics"] = replace(statistics, saturated=saturated)
         else:
             heard["gains"] = y @ plan.linear_pilots.conj() / plan.linear_pilots.size
         self._heard[grant.slot, grant.attempt] = slot, heard

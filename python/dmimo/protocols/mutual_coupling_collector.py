@@ -24,8 +24,8 @@ from .mutual_coupling import AMPLITUDES, COUPLING, MutualCouplingPlan
 from .slots import Grant, Product
 
 Calibration = Literal["all_pairs", "ratio", "single_stage"]
-# Of the energy at the best lag that must be found at the expected one. Held pilots that come l samples off lose l / hold
-# of their amplitude there: with guards more of the energy must be found.
+# Of the energy at the best lag that must be found at the expected one.
+# Held pilots that come l samples off lose l / hold of their amplitude there: with guards the share must be larger.
 MIN_LAG_SHARE = 0.5
 TINY = 1e-30  # noise variance where there is no noise
 DATA_POINTS = 64  # of the amplitudes of Gaussian data for which predistortion must be worth while
