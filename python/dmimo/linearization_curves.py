@@ -20,7 +20,8 @@ def curves(identifications: Mapping[str, Identification], points: int = POINTS) 
         `amplitude_db` (points,), of the input [dB], 0 dB that of samples of unit power, and for each port (ports,
         points): `gain_db` and `phase_rad`, of the amplifier relative to small signals; `predistorter_gain_db` and
         `predistorter_phase_rad`, of what is put in front of it: 0 where that is refused. With memory those of a
-        constant signal. Empty where there is no identification.
+        constant signal, to which the predistorter also makes the linear taps one. Empty where there is no
+        identification.
     """
     if not identifications:
         return {}
@@ -36,15 +37,17 @@ def curves(identifications: Mapping[str, Identification], points: int = POINTS) 
 def _responses(found: Identification, amplitude: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Complex gains (ports, points) of the amplifiers and of their predistorters."""
     coefficients, safe = found.coefficients, found.safe_coefficients
+    small = np.ones((len(safe), 1))
     if coefficients.ndim == 3:  # a constant signal: all taps see the same
-        coefficients, safe = (_static(one) for one in (coefficients, safe))
+        (_, coefficients), (small, safe) = (_static(one) for one in (coefficients, safe))
     x = np.broadcast_to(amplitude.astype(complex), (len(coefficients), amplitude.size))
     limit = np.where(found.refused, np.inf, found.max_amplitude)
-    sent = predistortion.predistort(x, safe, max_amplitude=limit)
+    # What is wanted is x itself, not x as the taps together pass small signals.
+    sent = predistortion.predistort(x / small, safe, max_amplitude=limit)
     return predistortion.amplify(x, coefficients) / x, sent / x
 
 
-def _static(coefficients: np.ndarray) -> np.ndarray:
-    """Coefficients (ports, P) for constant signals, from (ports, L, P), relative to the linear one."""
+def _static(coefficients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Gain (ports, 1) of small constant signals, and coefficients (ports, P) relative to it, from (ports, L, P)."""
     summed = coefficients.sum(axis=-2)
-    return summed / summed[:, :1]
+    return summed[:, :1], summed / summed[:, :1]
