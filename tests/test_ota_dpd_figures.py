@@ -263,6 +263,12 @@ def test_order_9_is_exact_without_noise_and_order_3_is_flagged_as_mismatch():
     assert np.all(arrays["indirect"][:, :, 1, 1] < 0.03 * arrays["without"])
 
 
+def test_order_9_leaves_less_than_55_db_from_30_db_reference_snr():
+    _, arrays = simulate("ota-dpd-order", 12, snr_db=[30.0], orders=[9], back_offs_db=[10.0, 12.0])
+    mean, error = metrics.mean_and_standard_error(arrays["inside"][:, :, 0, 0].mean(axis=-1), axis=0)
+    assert np.all(mean + 4 * error < 10**-5.5)
+
+
 def test_what_noise_leaves_of_distortion_at_order_9_is_what_identification_predicts():
     configuration, arrays = simulate("ota-dpd-order", 60, snr_db=[40.0], orders=[9], back_offs_db=[10.0])
     found, predicted = (arrays[key][:, 0, 0, 0].mean(axis=-1) for key in ("inside", "predicted"))

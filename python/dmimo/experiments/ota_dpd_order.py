@@ -2,7 +2,7 @@
 r"""Order of the amplifier model for a GaN amplifier: what noise, a model too small, and clipping leave of distortion.
 
 The amplifier is the ninth-order polynomial of R4-165901 (`simulation.amplifiers.GAN_POLYNOMIAL`). An array identifies
-it at different orders from data-like pilots whose largest is `peak_below_db` below the amplitude |u| = 1 where the
+it at different orders from pilots of a `design` whose largest is `peak_below_db` below the amplitude |u| = 1 where the
 polynomial ends; it is predistorted by the numerical inverse of the model (`predistortion.predistort`) or by indirect
 learning (`predistortion.indirect_inverse`, a polynomial of the model's order), limited to the largest pilot.
 
@@ -60,10 +60,10 @@ def summarise(configuration: Mapping, arrays: Mapping[str, np.ndarray]) -> dict:
                       for order, share in zip(configuration["orders"], flagged, strict=True))  # fmt: skip
     return {
         "title": "GaN amplifier of ninth order: distortion after predistortion, by the order of the model",
-        "caption": f"{len(arrays['floor'])} trials, 95 % bands; {configuration['num_pilots']} data-like pilots up to "
-                   f"{configuration['peak_below_db']:g} dB below |u| = 1. Without noise order 9 is exact: its NMSE is "
-                   f"below the axis. Flagged as mismatch at {configuration['at_db']:g} dB back-off and "
-                   f"{_words(configuration['snr_db'][noisy])}: {words}; "
+        "caption": f"{len(arrays['floor'])} trials, 95 % bands; {configuration['num_pilots']} pilots "
+                   f"({configuration['design'].replace('_', '-')}) up to {configuration['peak_below_db']:g} dB below "
+                   f"|u| = 1. Without noise order 9 is exact: its NMSE is below the axis. Flagged as mismatch at "
+                   f"{configuration['at_db']:g} dB back-off and {_words(configuration['snr_db'][noisy])}: {words}; "
                    f"{assumptions({**configuration, 'back_off_db': configuration['at_db']})} (left).",
         "columns": 3,
         "height": 4.3,
@@ -135,7 +135,8 @@ def _curve(label: str, values: NDArray) -> dict:
     plot="panels",
     defaults={**{key: value for key, value in ARRAY.items() if key != "back_off_db"}, "rows": 2, "columns": 4,
               "amplifier": "gan", "drive_std_db": 0.0, "back_offs_db": [8.0, 10.0, 12.0], "at_db": 10.0,
-              "peak_below_db": 0.5, "num_pilots": 100, "orders": [3, 5, 7, 9, 11], "snr_db": [20.0, 30.0, 40.0, None]},
+              "peak_below_db": 0.5, "num_pilots": 100, "design": "uniform", "orders": [3, 5, 7, 9, 11],
+              "snr_db": [20.0, 30.0, 40.0, None]},
     trials=60,
     block=4,
 )  # fmt: skip
@@ -155,7 +156,8 @@ def _trial(configuration: Mapping, rng: np.random.Generator) -> dict[str, NDArra
     for back_off_db in configuration["back_offs_db"]:
         array = draw({**configuration, "back_off_db": back_off_db}, rng)
         peak_db = back_off_db - configuration["peak_below_db"]
-        x = design_pilots(configuration["num_pilots"], "data_like", peak=10.0 ** (peak_db / 20.0), backoff_db=peak_db)
+        x = design_pilots(configuration["num_pilots"], configuration["design"], peak=10.0 ** (peak_db / 20.0),
+                          backoff_db=peak_db)
         clean, noise = received(array, x), complex_normal(rng, *array.gains.shape, len(x))
         stds = [0.0 if snr_db is None else array.noise_std(snr_db) for snr_db in configuration["snr_db"]]
         by_snr = stack([_orders(configuration, array, x, clean + std * noise) for std in stds], axis=0)
