@@ -241,6 +241,28 @@ def test_a_dead_receiver_costs_its_port_only():
     assert metrics.alignment_error(collector.c[keep], array.c[keep]) < 1e-4
 
 
+@pytest.mark.parametrize("calibration", ["all_pairs", "single_stage"])
+def test_a_pair_that_clips_in_one_direction_is_left_out_in_both(calibration):
+    array = Array(np.random.default_rng(4), 2, 3, noise_var=1e-8)
+    array.gains[3, 1] *= 30  # so loud that c of this pair alone would be off by as much
+    plan = plan_of({"ap1": 6}, full_scale=10.0, single_stage=calibration == "single_stage")
+    products, collector, _ = run(plan, {"ap1": array}, calibration)
+    assert products[AMPLITUDES if plan.single_stage else COUPLING].trusted
+    assert np.isfinite(collector.phase_std_rad).all()
+    assert metrics.alignment_error(collector.c, array.c) < 1e-6
+
+
+@pytest.mark.parametrize("calibration", ["all_pairs", "ratio", "single_stage"])
+def test_receivers_that_clip_on_all_pairs_end_the_run_and_say_so(calibration, recwarn):
+    array = Array(np.random.default_rng(4), 2, 3, noise_var=1e-8)
+    plan = plan_of({"ap1": 6}, full_scale=0.01, single_stage=calibration == "single_stage")
+    products, _, _ = run(plan, {"ap1": array}, calibration)
+    product = products[AMPLITUDES if plan.single_stage else COUPLING]
+    assert not product.trusted
+    assert "the receivers clip on 30 links" in product.reasons[0]
+    assert not recwarn.list
+
+
 def test_couplings_below_the_noise_end_the_run_and_change_nothing():
     array = Array(np.random.default_rng(4), 2, 3, noise_var=1e3)
     products, collector, raw = run(plan_of({"ap1": 6}), {"ap1": array})

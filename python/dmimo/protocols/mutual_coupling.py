@@ -243,14 +243,15 @@ class MutualCouplingRole:
         y = plan.received(samples)
         noise = np.mean(np.abs(samples[:, plan.silence]) ** 2, axis=-1) / plan.num_averaged
         heard: dict[str, object] = {"noise_var": noise, "lags": plan.lag_energies(samples, slot.purpose)}
+        others = (np.arange(len(y)) != port)[:, None]
+        saturated = others & plan.saturated(samples)[:, None]
         if slot.purpose == AMPLITUDES:
-            others = (np.arange(len(y)) != port)[:, None]
-            saturated = others & plan.saturated(samples)[:, None]
             statistics = predistortion.pilot_statistics(y[:, None], plan.swept_pilots, order=plan.order,
                                                         memory_depth=plan.memory_depth, mask=others & ~saturated)
             heard["statistics"] = replace(statistics, saturated=saturated)
         else:
             heard["gains"] = y @ plan.linear_pilots.conj() / plan.linear_pilots.size
+            heard["saturated"] = saturated[:, 0]
         self._heard[grant.slot, grant.attempt] = slot, heard
 
     def results(self, grants: Sequence[Grant]) -> dict[str, object] | None:
@@ -262,7 +263,8 @@ class MutualCouplingRole:
             `starts` (n,) of the slots; `noise_var` (ports,) of a received pilot; `lags` (ports, ports, 2 max_lag + 1),
             receiver first, see `MutualCouplingPlan.lag_energies`, summed over repeats. In the phase *amplitudes* the
             fields of `PilotStatistics` for all pairs; in the phase *coupling* `gains` (ports, ports), receiver first,
-            and `energy`, that of all linear pilots of a port.
+            `saturated` (ports, ports) bool, whose receivers clipped in some slot, and `energy`, that of all linear
+            pilots of a port.
         """
         kept = [(grant, *self._heard[grant.slot, grant.attempt]) for grant in grants
                 if (grant.slot, grant.attempt) in self._heard]
@@ -279,8 +281,11 @@ class MutualCouplingRole:
             return common | self._statistics(ports, [heard["statistics"] for _, _, heard in kept])
         gains = np.zeros((self._num_ports, self._num_ports), complex)
         np.add.at(gains.T, ports, [heard["gains"] for _, _, heard in kept])
+        saturated = np.zeros(gains.shape, bool)
+        np.logical_or.at(saturated.T, ports, [heard["saturated"] for _, _, heard in kept])
         repeats = len(ports) // self._num_ports
-        return common | {"gains": gains / repeats, "energy": float(repeats * self._plan.linear_pilots.size)}
+        return common | {"gains": gains / repeats, "saturated": saturated,
+                         "energy": float(repeats * self._plan.linear_pilots.size)}
 
     def _statistics(self, ports: list[int], heard: list[PilotStatistics]) -> dict[str, object]:
         """Fields of the statistics of all pairs, from those of one sending port in each slot."""

@@ -33,12 +33,13 @@ DATA_POINTS = 64  # of the amplitudes of Gaussian data for which predistortion m
 
 class Links(NamedTuple):
     """gains (ports, ports) of an AP, receiver first; noise_var (ports,) of their errors, for each receiver; variance
-    (ports,) of log c from other errors.
+    (ports,) of log c from other errors; saturated (ports, ports) bool, where the receiver clipped.
     """
 
     gains: np.ndarray
     noise_var: np.ndarray
     variance: np.ndarray
+    saturated: np.ndarray
 
 
 class MutualCouplingCollector:
@@ -169,13 +170,15 @@ class MutualCouplingCollector:
         more = np.zeros(len(gains))
         if statistics.memory_depth == 1:
             repeats = statistics.num_samples / self._plan.swept_pilots.size
-            more = coupling.single_stage_variance(gains, found.coefficients, self._plan.swept_pilots, noise / repeats)
-        return Links(gains, noise / energy.mean(), more)
+            with np.errstate(divide="ignore", invalid="ignore"):  # of ports that nobody hears, which are not used
+                more = coupling.single_stage_variance(gains, found.coefficients, self._plan.swept_pilots,
+                                                      noise / repeats)
+        return Links(gains, noise / energy.mean(), more, statistics.saturated)
 
     def _linear(self, ap: str, result: Mapping[str, object]) -> Links:
         """Links of an AP from the linear pilots."""
         return Links(np.asarray(result["gains"]), np.asarray(result["noise_var"]) / result["energy"],
-                     self._left_over(ap))
+                     self._left_over(ap), np.asarray(result["saturated"]))
 
     def _calibrate(self, links: Mapping[str, Links], time: int) -> list[str]:
         """Calibrate every AP at a time; what ends the run."""
@@ -184,7 +187,9 @@ class MutualCouplingCollector:
             found = self._array(link)
             usable = found.phase_std_rad < self._limit
             if np.count_nonzero(usable) < 2:
-                reasons.append(f"node {ap}: no two of its ports hear each other well enough to be calibrated")
+                clipped = f"; the receivers clip on {np.count_nonzero(link.saturated)} links"
+                reasons.append(f"node {ap}: no two of its ports hear each other well enough to be calibrated"
+                               f"{clipped if link.saturated.any() else ''}")
             elif not (self._excludes or usable.all()):
                 reasons += [f"node {ap}: port {port}: does not hear the others, or is not heard, well enough to be "
                             "calibrated" for port in np.flatnonzero(~usable)]
@@ -198,11 +203,13 @@ class MutualCouplingCollector:
     def _array(self, links: Links) -> SideCalibration:
         """Calibration of one AP from the ports that hear and are heard; the others have infinite variances."""
         count = len(links.gains)
+        # A pair that is known in one direction says nothing of c; without a gain it weighs nothing.
+        measured = np.where(links.saturated | links.saturated.T, 0.0, links.gains)
         c, covariance = np.full(count, np.nan, complex), np.diag(np.full(count, np.inf))
-        used = np.flatnonzero(coupling.in_touch(links.gains, links.noise_var))
+        used = np.flatnonzero(coupling.in_touch(measured, links.noise_var))
         if used.size >= 2:
             own = np.ix_(used, used)
-            gains, noise = links.gains[own], links.noise_var[used]
+            gains, noise = measured[own], links.noise_var[used]
             # Deviations count from the port that is known best: a poor first port must not make all others look poor.
             hub = int(coupling.best_reference(gains, noise))
             method = "argos" if self._method == "ratio" else "ml"
