@@ -20,8 +20,11 @@ LIMIT_S = 90
 LOOP_DELAY = 17
 # Boards of each radio, channels of each board, UHD's names of their subdevices, and the mean of the gain settings: at
 # it the chains of a virtual board have the gain 1.
-RACKS = {"four_b210": (1, 2, "single", 50), "two_x310": (2, 2, "dual", 15), "one_n310": (1, 4, "single", 45)}
-WITHOUT_TWIN = {"simulated_cars"}  # two networks hold its two directions apart in time; a radio has one air
+RACKS = {"four_b210": (1, 2, "single", 50), "two_x310": (2, 2, "dual", 15), "one_n310": (1, 4, "single", 45),
+         "array_n310": (1, 4, "single", 45)}
+# cars: two networks hold its two directions apart in time; a radio has one air. predistortion: shows one block in a
+# stream, no run. linearization_qt: asks for the back-off of simulated amplifiers.
+WITHOUT_TWIN = {"simulated_cars", "simulated_predistortion", "simulated_linearization_qt"}
 
 
 def document(name: str) -> dict:
@@ -82,8 +85,12 @@ def test_testbed_file_names_radios_that_hold_all_its_ports(name):
     for radio in radios.values():
         clock_hz = float(re.search(r"master_clock_rate=([\d.e+]+)", radio.device_args)[1])
         assert clock_hz % (2 * radio.samp_rate) == 0  # an even factor: all of UHD's half-band filters
-    # Both directions through one antenna: without that nothing is reciprocal.
-    assert {(port.tx_antenna, port.rx_antenna) for port in ports} == {("TX/RX", "TX/RX")}
+    # Both directions through one antenna: without that nothing is reciprocal. A board that sends listens at RX2 only,
+    # which is joined with TX/RX where an array is to hear itself.
+    for radio in radios.values():
+        for node, own in radio.nodes.items():
+            listens = "RX2" if (name, node) == ("array_n310", "ap1") else "TX/RX"
+            assert {(port.tx_antenna, port.rx_antenna) for port in own} == {("TX/RX", listens)}
 
 
 @pytest.mark.parametrize("name", RACKS)
@@ -177,6 +184,26 @@ def test_bidirectional_calibrates_both_sides_and_ends_by_itself(programs, tmp_pa
     assert np.max(np.abs(errors_deg)) < 5
     assert len(records.load_calibration(tmp_path / "calibration.h5", testbed.load(file)).port_names) == 2
     assert (tmp_path / "calibration-ue.h5").exists()
+
+
+def test_linearization_lowers_what_leaks_into_adjacent_channels(programs, tmp_path):
+    compression = [-0.8, 0.4, -0.7, 0.2, -0.9, 0.5, -0.6, -0.1]
+    file = on_virtual_usrps("array_n310", tmp_path, {"compression": compression})
+    result = run(programs, "usrp_linearization", tmp_path, "--testbed-file", file)
+    assert result.returncode == 0, result.stderr
+    line = r"^(\w+): (-?[\d.]+) dB received, EVM ([\d.]+) %, adjacent channels ([\d.]+) dB down"
+    found = re.findall(line, result.stdout, re.MULTILINE)
+    heard = {name: [float(value) for value in values] for name, *values in found}
+    assert list(heard) == ["before", "calibrated", "after"]
+    power, evm, aclr = np.array([*heard.values()]).T
+    assert power[1] > power[0] + 1
+    assert evm[2] < evm[1] / 5  # what peaks beyond the amplifiers' reach leave
+    assert aclr[2] > aclr[1] + 10
+    spectra_db = np.fromfile(tmp_path / "spectrum.f32", np.float32).reshape(3, -1)
+    assert spectra_db.shape == (3, 256)
+    record = records.load_calibration(tmp_path / "calibration.h5", testbed.load(file))
+    assert tuple(record.port_names) == tuple(f"ap1:{port}" for port in range(4))
+    assert (tmp_path / "predistortion.h5").exists()
 
 
 # -- flowgraphs with plots --------------------------------------------------------------------------------------------
