@@ -49,6 +49,8 @@ def write_linearization(assembly: Assembly, member: MutualCouplingCollector, pat
                                       version=__version__)
         save_predistortion(path.with_name("predistortion.h5"), record)
     for ap, calibration in member.calibrations.items():
+        if not calibration.trusted:  # no two ports hear each other
+            continue
         own = path if len(member.calibrations) == 1 else path.with_name(f"{path.stem}-{ap}{path.suffix}")
         save_calibration(own, assembly.record(calibration, (ap,), epoch))
 

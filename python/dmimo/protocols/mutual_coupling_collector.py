@@ -197,7 +197,7 @@ class MutualCouplingCollector:
             self.calibrations[ap] = replace(
                 found, c=c / c[usable][0] if usable.any() else c, reference=int(np.argmax(usable)),
                 phase_std_rad=np.where(usable, found.phase_std_rad, np.inf), reference_time=time,
-                trusted=bool(usable.any()))
+                trusted=bool(np.count_nonzero(usable) > 1))
         return reasons
 
     def _array(self, links: Links) -> SideCalibration:
