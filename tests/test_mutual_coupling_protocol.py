@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from coupled_arrays import array_gains, complex_normal
 from gnuradio.dmimo.core import metrics
+from gnuradio.dmimo.core.predistortion_identification import misalignment
 from gnuradio.dmimo.protocols.mutual_coupling import AMPLITUDES, COUPLING, MutualCouplingPlan, MutualCouplingRole
-from gnuradio.dmimo.protocols.mutual_coupling_collector import MutualCouplingCollector, misalignment
+from gnuradio.dmimo.protocols.mutual_coupling_collector import MutualCouplingCollector
 from gnuradio.dmimo.protocols.predistortion import NodePredistortion
 from gnuradio.dmimo.protocols.slots import Grant, Slot, build_schedule
 

@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import gammaincc
+from scipy.special import gammaincc, gammainccinv
 
 from .amplifier_model import MIN_CONDITION, legendre_to_powers, num_terms
 from .predistortion_bounds import noise_penalty
@@ -303,3 +303,24 @@ def _square(values: NDArray) -> NDArray:
         "...d,...d->...", values.imag, values.imag
     )
 
+
+def misalignment(energy: NDArray, noise_var: NDArray, repeats: int, share: float) -> NDArray:
+    """By how many samples the pilots of each pair (ports, ports) are late: integers, negative where early.
+
+    0 where less than that is certain: where the expected lag holds at least `share` of the energy at the best one, or
+    noise alone could exceed the difference, see `FALSE_ALARM`, in one of all pairs. A port does not count for itself.
+
+    Parameters
+    ----------
+    energy : ndarray (ports, ports, 2 L + 1)
+        At the lags -L to L, receiver first; of noise alone Gamma(repeats) times the receiver's `noise_var`.
+    noise_var : ndarray (ports,)
+    repeats : int
+    share : float
+    """
+    centre = energy.shape[-1] // 2
+    others = ~np.eye(len(energy), dtype=bool)
+    best = energy.max(axis=-1)
+    chance = gammainccinv(repeats, FALSE_ALARM / energy.size) * noise_var[:, None]
+    off = others & (energy[..., centre] < share * best) & (best - energy[..., centre] > chance)
+    return np.where(off, energy.argmax(axis=-1) - centre, 0)

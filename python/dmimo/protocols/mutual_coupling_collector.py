@@ -11,12 +11,11 @@ from dataclasses import fields, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy.special import gammainccinv
 
 from ..core import mutual_coupling as coupling
 from ..core import predistortion
 from ..core.predistortion import Identification, PilotStatistics
-from ..core.predistortion_identification import FALSE_ALARM
+from ..core.predistortion_identification import misalignment
 from ..core.predistortion_statistics import matched_gains
 from .bidirectional_estimate import SideCalibration
 from .internal_calibration import calibrate_array, phase_std
@@ -232,25 +231,3 @@ def statistics_of(result: Mapping[str, object]) -> PilotStatistics:
     found = {field.name: result[field.name] for field in fields(PilotStatistics)}
     return PilotStatistics(**{name: value.item() if np.ndim(value) == 0 and hasattr(value, "item") else value
                               for name, value in found.items()})
-
-
-def misalignment(energy: np.ndarray, noise_var: np.ndarray, repeats: int, share: float) -> np.ndarray:
-    """By how many samples the pilots of each pair (ports, ports) are late: integers, negative where early.
-
-    0 where less than that is certain: where the expected lag holds at least `share` of the energy at the best one, or
-    noise alone could exceed the difference, see `FALSE_ALARM`, in one of all pairs. A port does not count for itself.
-
-    Parameters
-    ----------
-    energy : ndarray (ports, ports, 2 L + 1)
-        At the lags -L to L, receiver first; of noise alone Gamma(repeats) times the receiver's `noise_var`.
-    noise_var : ndarray (ports,)
-    repeats : int
-    share : float
-    """
-    centre = energy.shape[-1] // 2
-    others = ~np.eye(len(energy), dtype=bool)
-    best = energy.max(axis=-1)
-    chance = gammainccinv(repeats, FALSE_ALARM / energy.size) * noise_var[:, None]
-    off = others & (energy[..., centre] < share * best) & (best - energy[..., centre] > chance)
-    return np.where(off, energy.argmax(axis=-1) - centre, 0)
