@@ -13,7 +13,7 @@ from gnuradio.dmimo.assembly import Assembly
 from test_install import PYTHON, ROOT
 from virtual_usrp_graph import true_gains
 
-NOISE_DB = -70  # some 36 dB below what a port hears of another one's samples of unit power
+NOISE_DB = -70  # some 34 dB below what a port hears of another one's samples of unit power
 PORTS = 4  # of the array, on two boards; the user terminal is on a radio of its own
 COMPRESSION = [-0.5 + 0.2j, -0.4 + 0.1j, -0.6 + 0.3j, -0.3 - 0.1j]  # over full scale
 LOOP_DELAY = 40  # samples
