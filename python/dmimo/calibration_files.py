@@ -16,10 +16,10 @@ from .records_predistortion import predistortion_record, save_predistortion
 
 def write(assembly: Assembly, collectors: Mapping[str, Collector], path: str | Path, epoch: int = 0) -> None:
     """Write what the collectors of a run have calibrated; nothing where they have not."""
+    if "linearizer" in collectors:  # by itself, or before what follows
+        write_linearization(assembly, collectors["linearizer"], path, epoch)
     if "bidirectional" in collectors:
         write_bidirectional(assembly, collectors["bidirectional"].members["exchange"], path, epoch)
-    elif assembly.protocol == "linearize":
-        write_linearization(assembly, collectors["linearizer"], path, epoch)
     elif getattr(collectors.get("calibrator"), "calibration", None) is not None:
         save_calibration(path, assembly.record(collectors["calibrator"].calibration, epoch=epoch))
 

@@ -20,7 +20,8 @@ class linearity_monitor(collector):
 
     It takes the place of all collectors but the `linearizer`. After each measurement of the linearity `plots` gives for
     each access point, under its name, an underscore and: `spectrum_db` (3, bins), power per bin as received, over the
-    mean one in the channel, before, calibrated, and after; `evm_db`, `aclr_db` and `power_db` (3,).
+    mean one in the channel, from the lowest frequency up, before, calibrated, and after; `evm_db`, `aclr_db` and
+    `power_db` (3,).
 
     Parameters
     ----------
