@@ -125,6 +125,47 @@ def test_report_without_a_limit_keeps_the_doubts():
     assert report["doubts"] == []
 
 
+def compressing(loss_db):
+    """Change after which all ports of the APs lose so much at unit power: x - k x |x|^2."""
+    k = 1 - 10 ** (-loss_db / 20)
+
+    def change(air):
+        linear = air.slot
+        air.slot = lambda sent, *more: linear(
+            {name: burst if burst is None or name not in APS else burst * (1 - k * np.abs(burst) ** 2)
+             for name, burst in sent.items()}, *more)
+
+    return change
+
+
+@pytest.mark.parametrize("alone", ["port", "ap"])
+def test_joint_transmission_above_the_ideal_is_a_doubt(alone):
+    """One port, or the ports of one AP, at the power of all compress by more than all of them together."""
+    for limit in (None, 1.0):
+        options = {"max_loss_db": limit, "alone": alone}
+        _, linear = verify(options=options, noise_var=0.01)
+        assert linear["doubts"] == []
+        _, report = verify(options=options, noise_var=0.01, change=compressing(2.0))
+        excess_db = report["coherent_gain_db"] - report["ideal_gain_db"]
+        assert excess_db > (1.0 if alone == "port" else 0.3)
+        assert "reasons" not in report
+        (doubt,) = report["doubts"]
+        assert f"exceeds the ideal by {excess_db:.1f} dB" in doubt
+        assert "amplifiers compress" in doubt
+        assert ("port by port" in doubt) is (alone == "port")
+
+
+def test_noise_alone_is_no_doubt_in_the_ideal():
+    """Some of 30 are above the ideal by chance, by more than would count without noise."""
+    excess = []
+    for seed in range(30):
+        _, report = verify(seed, noise_var=1e-3, downlink_noise=3.0, repeats=2, random_starts=1,
+                           options={"max_loss_db": None})
+        excess.append(report["coherent_gain_db"] - report["ideal_gain_db"])
+        assert not any("exceeds" in doubt for doubt in report["doubts"])
+    assert max(excess) > 0.2
+
+
 def test_aps_alone_show_the_same_gains_in_fewer_slots():
     for options in ({}, {"noise_var": 0.01, "cfo_hz": CFO}):
         _, ports = verify(**options)

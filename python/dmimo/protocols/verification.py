@@ -24,6 +24,8 @@ from .slots import CHOSEN, Grant, Product, Slot
 
 TRAINING, UPLINK, DOWNLINK = "training", "uplink", "downlink"
 MAX_LOSS_DB = 1.0  # of the joint transmission against the ideal, from which the calibration counts as wrong
+# By how much the joint transmission may exceed the ideal beyond three deviations: clipped peaks, drifting gains.
+MAX_EXCESS_DB = 0.1
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class Plan(joint.AccessPoints):
         is (a BeamSync AP is calibrated internally), and says nothing of errors within an AP.
     max_loss_db : float or None
         Loss of the joint transmission against the ideal from which the calibration counts as wrong. None: the gains
-        are reported, with what speaks against them as `doubts`, and never end the run.
+        are reported, with what speaks against them as `doubts`, and never end the run. A joint transmission above the
+        ideal is a doubt in any case.
     cooperating : tuple of int
         Numbers of ports n whose cooperation is measured: the first n of the calibration, each at unit power, `repeats`
         times, and as often with random node phases.
@@ -287,8 +290,9 @@ class Verifier:
         if plan.cooperating:
             self.report["cooperation"] = self._cooperation(power, variants, alone, float(np.mean(noise)))
         reasons = self._doubts(together, ideal, single, shares, float(np.mean(noise)))
+        self.report["doubts"] = self._excess(together, ideal, float(np.mean(noise)))
         if plan.max_loss_db is None:
-            self.report["doubts"], reasons = list(reasons), ()
+            self.report["doubts"], reasons = [*reasons, *self.report["doubts"]], ()
         self.history.append({"sample": int(result["starts"][0]), **self.report})
         gains = [self.report.get(f"{name}_db") for name in
                  ("coherent_gain", "ideal_gain", "uncalibrated_gain", "best_single_node")]
@@ -334,6 +338,23 @@ class Verifier:
             loss_db = 10 * np.log10(ideal / max(together.mean(), 1e-30))
             reasons.append(f"the joint transmission misses the ideal by {loss_db:.1f} dB: calibration does not hold")
         return tuple(reasons)
+
+    def _excess(self, together: np.ndarray, ideal: float, noise: float) -> list[str]:
+        """Doubt in the ideal, where the joint transmission is above it by more than three deviations.
+
+        Of the mean power P of n elements the noise v makes an error of variance (2 P v + v^2) / n, and v is known from
+        no more; of the ideal I one of 2 I v / n, see `_best_power`.
+        """
+        plan, power = self._plan, together.mean()
+        elements = plan.layout.symbol.num_subcarriers * plan.repeats
+        spread = together.var(ddof=1) / together.size if together.size > 1 else 0.0
+        variance = max(spread, 2 * (power * noise + noise**2) / elements) + 2 * ideal * noise / elements
+        if not power > ideal * 10 ** (MAX_EXCESS_DB / 10) + 3 * np.sqrt(variance):
+            return []
+        by = f" by {10 * np.log10(power / ideal):.1f} dB" if ideal > 0 else ""
+        who = "port by port, each" if plan.alone == "port" else "access point by access point, each"
+        return [f"the joint transmission exceeds the ideal{by}: the ideal is measured {who} at the full total power, at "
+                "which amplifiers compress"]
 
 
 def _best_power(alone: np.ndarray, error: float) -> float:
