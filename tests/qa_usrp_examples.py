@@ -23,8 +23,8 @@ LOOP_DELAY = 17
 RACKS = {"four_b210": (1, 2, "single", 50), "two_x310": (2, 2, "dual", 15), "one_n310": (1, 4, "single", 45),
          "array_n310": (1, 4, "single", 45)}
 # cars: two networks hold its two directions apart in time; a radio has one air. predistortion: shows one block in a
-# stream, no run. linearization_qt: asks for the back-off of simulated amplifiers.
-WITHOUT_TWIN = {"simulated_cars", "simulated_predistortion", "simulated_linearization_qt"}
+# stream, no run.
+WITHOUT_TWIN = {"simulated_cars", "simulated_predistortion"}
 
 
 def document(name: str) -> dict:
@@ -237,6 +237,7 @@ assert getattr(window, plot).nitems_read(0) >= items
     ("usrp_beamsync_qt", "two_x310", "gain_plot", 240),
     ("usrp_bidirectional_qt", "one_n310", "snr_plot", 2),
     ("usrp_frequency_correction", "four_b210", "power_plot", 4000),
+    ("usrp_linearization_qt", "array_n310", "evm_plot", 60),  # two rounds of a history each
     ("usrp_sounding", "two_x310", "channel", 20),
 ])  # fmt: skip
 def test_example_with_plots_shows_data_and_closes(name, rack, plot, items, programs, tmp_path):
