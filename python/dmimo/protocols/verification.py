@@ -352,9 +352,9 @@ class Verifier:
         if not power > ideal * 10 ** (MAX_EXCESS_DB / 10) + 3 * np.sqrt(variance):
             return []
         by = f" by {10 * np.log10(power / ideal):.1f} dB" if ideal > 0 else ""
-        who = "port by port, each" if plan.alone == "port" else "access point by access point, each"
-        return [f"the joint transmission exceeds the ideal{by}: the ideal is measured {who} at the full total power, at "
-                "which amplifiers compress"]
+        what = "port" if plan.alone == "port" else "access point"
+        return [f"the joint transmission exceeds the ideal{by}: the ideal is measured {what} by {what}, each at the "
+                "full total power, at which amplifiers compress"]
 
 
 def _best_power(alone: np.ndarray, error: float) -> float:
