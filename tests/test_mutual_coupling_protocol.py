@@ -205,7 +205,7 @@ def test_noise_alone_is_neither_late_nor_early():
 
 
 def test_a_receiver_that_clips_one_sample_of_a_pilot_is_left_out():
-    plan = plan_of({"ap1": 6}, slot_samples=1000, hold_samples=8, guard_samples=2, full_scale=20.0)
+    plan = plan_of({"ap1": 6}, slot_samples=1000, hold_samples=8, guard_samples=2, full_scale={"ap1": 20.0})
     role, array = MutualCouplingRole("ap1", plan), Array(np.random.default_rng(4), 2, 3)
     slots = plan.phases(1)[0][2]
     for slot in slots:
@@ -246,7 +246,7 @@ def test_a_dead_receiver_costs_its_port_only():
 def test_a_pair_that_clips_in_one_direction_is_left_out_in_both(calibration):
     array = Array(np.random.default_rng(4), 2, 3, noise_var=1e-8)
     array.gains[3, 1] *= 30  # so loud that c of this pair alone would be off by as much
-    plan = plan_of({"ap1": 6}, full_scale=10.0, single_stage=calibration == "single_stage")
+    plan = plan_of({"ap1": 6}, full_scale={"ap1": 10.0}, single_stage=calibration == "single_stage")
     products, collector, _ = run(plan, {"ap1": array}, calibration)
     assert products[AMPLITUDES if plan.single_stage else COUPLING].trusted
     assert np.isfinite(collector.phase_std_rad).all()
@@ -256,7 +256,7 @@ def test_a_pair_that_clips_in_one_direction_is_left_out_in_both(calibration):
 @pytest.mark.parametrize("calibration", ["all_pairs", "ratio", "single_stage"])
 def test_receivers_that_clip_on_all_pairs_end_the_run_and_say_so(calibration, recwarn):
     array = Array(np.random.default_rng(4), 2, 3, noise_var=1e-8)
-    plan = plan_of({"ap1": 6}, full_scale=0.01, single_stage=calibration == "single_stage")
+    plan = plan_of({"ap1": 6}, full_scale={"ap1": 0.01}, single_stage=calibration == "single_stage")
     products, _, _ = run(plan, {"ap1": array}, calibration)
     product = products[AMPLITUDES if plan.single_stage else COUPLING]
     assert not product.trusted

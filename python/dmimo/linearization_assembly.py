@@ -45,18 +45,18 @@ class Linearization:
             peak_db=settings.peak_db, order=settings.order, memory_depth=settings.memory_depth,
             repeats=settings.repeats, linear_repeats=settings.linear_repeats, hold_samples=settings.hold_samples,
             guard_samples=settings.guard_samples, predistorts=settings.predistort,
-            single_stage=settings.calibration == "single_stage", full_scale=self._full_scale)
+            single_stage=settings.calibration == "single_stage", full_scale=self._full_scales)
 
     @property
-    def _full_scale(self) -> float | None:
+    def _full_scales(self) -> Mapping[str, float]:
         """Amplitude at which receivers clip: as the file says, or as it says of converters, or of a radio."""
         if self._settings.full_scale is not None:
-            return self._settings.full_scale
+            return {ap.name: self._settings.full_scale for ap in self._bed.aps}
         if self._bed.frontend == "usrp":
-            return RADIO_FULL_SCALE
-        converters = [ap.hardware.adc for ap in self._bed.aps if ap.hardware.adc is not None]
+            return {ap.name: RADIO_FULL_SCALE for ap in self._bed.aps}
+        converters = {ap.name: ap.hardware.adc for ap in self._bed.aps if ap.hardware.adc is not None}
         # The largest value that a converter puts out lies half a step below its full scale.
-        return min((adc.full_scale * (1 - 0.5 ** (adc.bits - 1)) for adc in converters), default=None)
+        return {name: adc.full_scale * (1 - 0.5 ** (adc.bits - 1)) for name, adc in converters.items()}
 
     @cached_property
     def verification_plans(self) -> Mapping[str, verification.Plan]:

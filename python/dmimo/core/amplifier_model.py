@@ -80,6 +80,17 @@ def legendre_basis(x: NDArray, terms: int, depth: int, peak: float) -> NDArray:
     )
 
 
+def delayed_powers(x: NDArray, terms: int, depth: int) -> NDArray:
+    """Functions (..., N - L + 1, P L) at x (..., N) as the coefficients have them: column p L + l is
+    ``x_{k-l} |x_{k-l}|^(2p)``.
+    """
+    power, num = x.real**2 + x.imag**2, x.shape[-1] - depth + 1
+    columns = [x * power**p for p in range(terms)]
+    return np.stack(
+        [column[..., depth - 1 - lag : depth - 1 - lag + num] for column in columns for lag in range(depth)], axis=-1
+    )
+
+
 def legendre_to_powers(terms: int, depth: int, peak: float) -> NDArray:
     r"""Matrix (P L, P L) from the coefficients of `legendre_basis` to those of :math:`x|x|^{2p}`, both p-major.
 

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .amplifier_model import amplify, amplify_with_memory, fit_amplifier, unpack_memory
-from .predistortion_bounds import coefficient_crlb, data_amplitudes, gain_energy, predistorted_distortion
-from .predistortion_identification import Combining, RawFit, fit_statistics
+from .predistortion_bounds import coefficient_crlb, data_amplitudes, gain_energy
+from .predistortion_identification import Combining, fit_statistics
 from .predistortion_inverse import (
     InvertibleRange,
     Predistorted,
@@ -33,6 +33,7 @@ from .predistortion_inverse import (
     predistort_and_count,
     predistorter_table,
 )
+from .predistortion_judgement import judge
 from .predistortion_pilots import AmplitudeDesign, design_pilots, pilot_amplitudes
 from .predistortion_statistics import PilotStatistics, pilot_statistics
 
@@ -66,8 +67,7 @@ __all__ = [
 # By what factor predistortion must be expected to lower the distortion. At 1 it would help on average; but where there
 # is no distortion at all, estimates pass a factor m by chance with a probability of exp(-1 - m) at third order.
 MIN_IMPROVEMENT = 6.0
-# Points of the data's amplitudes over which distortion is predicted, and their back-off from the largest pilot.
-_DATA_POINTS = 64
+# Mean power of the data below that of the largest pilot, where nothing else is said.
 DATA_BACKOFF_DB = 10.0
 
 
@@ -86,8 +86,9 @@ class Identification:
     noise_var : (..., M_rx), given or estimated.
     num_receivers : (..., M_tx) that were used.
     max_amplitude : largest pilot; the polynomial says nothing beyond.
-    distortion_without, distortion_with : (..., M_tx) predicted NMSE without and with predistortion; the latter from
-        the errors of the coefficients alone (nan with memory).
+    distortion_without, distortion_with : (..., M_tx) predicted NMSE without and with predistortion inside the
+        invertible range; the latter from the errors of the coefficients alone.
+    clipping : (..., M_tx) NMSE that clipping beyond that range leaves, whatever the coefficients' errors.
     mismatch : (..., M_tx) NMSE over the pilots that a higher order would explain and noise cannot.
     heard : (..., M_tx) bool, False below the threshold under which the estimate is noise.
     mismatch_limited : (..., M_tx) bool: the model is too small, and that costs more than the noise does.
@@ -96,7 +97,7 @@ class Identification:
     unexplained : (..., M_tx) bool: even two more orders leave more than the noise that was given, such as memory does.
     saturated : (..., M_tx) bool: a receiver reached its full scale and was left out.
     deaf : (..., M_rx) bool: receivers that hear nobody; averages leave them out.
-    clipped_share : (..., M_tx) share of the data's amplitudes beyond the invertible range.
+    clipped_share : (..., M_tx) share of the data's samples beyond the invertible range.
     refused : (..., M_tx) bool: predistortion is not expected to help; `safe_coefficients` are the identity.
     """
 
@@ -108,6 +109,7 @@ class Identification:
     max_amplitude: float
     distortion_without: NDArray
     distortion_with: NDArray
+    clipping: NDArray
     mismatch: NDArray
     heard: NDArray
     mismatch_limited: NDArray
@@ -182,15 +184,15 @@ def identify_amplifiers(
     coupling: ArrayLike | None = None,
     noise_var: ArrayLike | None = None,
     amplitudes: ArrayLike | None = None,
+    backoff_db: float = DATA_BACKOFF_DB,
     min_improvement: float = MIN_IMPROVEMENT,
 ) -> Identification:
     r"""Amplifiers of all transmitters, their predicted errors and flags; see `Identification`.
 
-    Predistortion is refused where it is not expected to help. The output with the inverse of an estimate is exactly
-    :math:`x - \sum_p \delta_p u |u|^{2p}`, so that its distortion is tr(W_u C), C the covariance and W the matrix of
-    `predistortion_bounds.distortion_matrix` over the data's amplitudes. Without it, the distortion is
-    :math:`\kappa^H W_x \kappa`, of which :math:`\hat\kappa^H W_x \hat\kappa - \mathrm{tr}(W_x C)` is an unbiased
-    estimate. Refused unless the second is `min_improvement` times the first.
+    Predistortion is refused where it is not expected to help (`predistortion_judgement`). Where the noise is known and
+    more than it is left (`unexplained`), what is left may be common to all receivers, as memory and smeared pilots are:
+    no combination of receivers then lowers its effect, and the covariance is enlarged by
+    :math:`1 + \sum_i (\hat s_i / s_i - 1)` to what it would be for such errors, :math:`\hat s` from what is left.
 
     Parameters
     ----------
@@ -201,7 +203,7 @@ def identify_amplifiers(
         noise, the best only for equal receivers.
     coupling : (..., M_rx, M_tx), h; for "average" and "power".
     noise_var : scalar or (..., M_rx). None: from what two terms more than the statistics' order leave.
-    amplitudes : (N,) of the data, for the refusal. None: Gaussian, 10 dB below the largest pilot.
+    amplitudes : (N,) of the data, for the refusal. None: Gaussian, `backoff_db` below the largest pilot.
     min_improvement : factor between the distortions without and with, at least 1.
 
     Raises
@@ -215,25 +217,24 @@ def identify_amplifiers(
     if order < 3:
         raise ValueError(f"order = {order} must be at least 3: a linear amplifier has nothing to identify")
     fit = fit_statistics(statistics, order=order, combining=combining, coupling=coupling, noise_var=noise_var)
-    if amplitudes is None:
-        amplitudes = data_amplitudes(_DATA_POINTS, peak=statistics.peak, backoff_db=DATA_BACKOFF_DB)
-    if statistics.memory_depth == 1:
-        amplitudes = np.asarray(amplitudes, float)
-        without, remaining, clipped, refused = _judge(fit, amplitudes, statistics.peak, min_improvement)
-    else:
-        refused = ~fit.heard
-        without = remaining = clipped = np.full(fit.heard.shape, np.nan)
+    covariance, more = fit.covariance.copy(), fit.unexplained & fit.heard
+    covariance[more] *= 1.0 + fit.excess[more, None, None]
+    judged = judge(
+        fit.coefficients, covariance, fit.heard, depth=statistics.memory_depth,
+        peak=statistics.peak, amplitudes=amplitudes, backoff_db=backoff_db, min_improvement=min_improvement,
+    )  # fmt: skip
     # What the noise costs over the pilots: each coefficient beyond the linear one has the variance 1 / strength.
     noise_cost = (fit.coefficients.shape[-1] - 1) / np.maximum(fit.strength, 1e-300)
     return Identification(
         coefficients=unpack_memory(fit.coefficients, statistics.memory_depth),
-        covariance=fit.covariance,
+        covariance=covariance,
         gain_energy=fit.gain_energy,
         noise_var=fit.noise_var,
         num_receivers=fit.num_receivers,
         max_amplitude=statistics.peak,
-        distortion_without=without,
-        distortion_with=remaining,
+        distortion_without=judged.distortion_without,
+        distortion_with=judged.distortion_with,
+        clipping=judged.clipping,
         mismatch=fit.mismatch,
         heard=fit.heard,
         mismatch_limited=fit.heard & fit.mismatch_significant & (fit.mismatch > noise_cost),
@@ -241,35 +242,6 @@ def identify_amplifiers(
         unexplained=fit.unexplained,
         saturated=np.any(statistics.saturated, axis=-2),
         deaf=fit.deaf,
-        clipped_share=clipped,
-        refused=refused,
+        clipped_share=judged.clipped_share,
+        refused=judged.refused,
     )
-
-
-def _judge(
-    fit: RawFit, amplitudes: NDArray, peak: float, min_improvement: float
-) -> tuple[NDArray, NDArray, NDArray, NDArray]:
-    """Distortion without and with predistortion, share of clipped amplitudes, and refusal, each (..., M_tx)."""
-    kappa = fit.coefficients[..., 1:]
-    after, before, reach = predistorted_distortion(fit.coefficients, amplitudes, peak)
-    reach = reach[..., None]
-    covariance = np.where(np.isfinite(fit.covariance), fit.covariance, 0.0)
-    remaining = np.einsum("...pq,...qp->...", after, covariance).real
-    noise = np.einsum("...pq,...qp->...", before, covariance).real
-    raw = np.einsum("...p,...pq,...q->...", kappa.conj(), before, kappa).real
-    without = np.maximum(raw - noise, 0.0)
-    refused = ~fit.heard | ~(without >= min_improvement * remaining) | (without <= 0.0)
-    # Clipping beyond the invertible range must not cost more than the distortion that goes.
-    limited = np.minimum(amplitudes, reach) + 0j
-    untouched = _distortion(amplitudes, amplify(amplitudes, fit.coefficients))
-    worse = _distortion(amplitudes, limited) + remaining > untouched
-    clipped = np.mean(amplitudes > reach, axis=-1)
-    refused = refused | ((clipped > 0) & worse)
-    return without, np.where(fit.heard, remaining, np.inf), clipped, refused
-
-
-def _distortion(wanted: NDArray, output: NDArray) -> NDArray:
-    """NMSE (...) of outputs (..., N) for wanted amplitudes (N,), best linear gain removed."""
-    share = np.abs(np.sum(wanted * output, axis=-1)) ** 2 / np.sum(wanted**2)
-    gain_squared = share / np.sum(wanted**2)
-    return (np.sum(np.abs(output) ** 2, axis=-1) - share) / (np.sum(wanted**2) * np.maximum(gain_squared, 1e-300))

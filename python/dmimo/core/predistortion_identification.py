@@ -45,7 +45,8 @@ class RawFit(NamedTuple):
     strength (..., M_tx), ``gamma |F|^2``; gain_energy (..., M_tx), gamma; heard (..., M_tx), whether strength is above
     the threshold; mismatch (..., M_tx), power relative to the linear output that higher orders explain and noise does
     not; mismatch_significant and receivers_disagree (..., M_tx); noise_var (..., M_rx); num_receivers (..., M_tx);
-    deaf (..., M_rx), receivers that hear nobody; unexplained (..., M_tx), more is left than the given noise.
+    deaf (..., M_rx), receivers that hear nobody in the pairs that are used; unexplained (..., M_tx), more is left than
+    the given noise; excess (..., M_tx), by how much: variance over that of the noise, less 1, summed over receivers.
     """
 
     coefficients: NDArray
@@ -60,6 +61,7 @@ class RawFit(NamedTuple):
     num_receivers: NDArray
     deaf: NDArray
     unexplained: NDArray
+    excess: NDArray
 
 
 class _Whitened(NamedTuple):
@@ -92,7 +94,7 @@ def fit_statistics(
     # Transmitters first, a matrix of receivers and functions for each.
     fitted = np.swapaxes(whitened.fitted * scale, -3, -2)
     beyond = np.swapaxes(whitened.beyond * scale, -3, -2)
-    deaf = _hears_nobody(fitted, statistics.used)
+    deaf = statistics.used.any(axis=-1) & _hears_nobody(fitted, statistics.used)
     num_receivers = np.count_nonzero(statistics.used & (statistics.energy > 0), axis=-2)
     if combining == "svd":
         direction, strength, heard = _leading_vector(fitted, num_receivers)
@@ -106,7 +108,10 @@ def fit_statistics(
         raise ValueError(f'combining = "{combining}" must be "svd", "average" or "power"')
     to_powers = legendre_to_powers(num_terms(order), statistics.memory_depth, statistics.peak) @ whitened.inverse_r
     coefficients, covariance, linear = _to_coefficients(direction, strength, to_powers, penalty)
-    tests = _test_model(fitted, beyond, direction, num_receivers, whitened.num_beyond)
+    # An average's direction has errors of its own, which the test would take for receivers that disagree.
+    common = direction if combining == "svd" else _leading_vector(fitted, num_receivers)[0]
+    tests = _test_model(fitted, beyond, common, num_receivers, whitened.num_beyond)
+    unexplained, excess = _beyond_noise(statistics, whitened, noise, noise_var is not None)
     linear_energy = statistics.gram[..., 0, 0].real
     linear_gain = np.where(heard, tests.gain * np.abs(linear) ** 2 * linear_energy, np.inf)
     return RawFit(
@@ -121,7 +126,8 @@ def fit_statistics(
         noise_var=noise,
         num_receivers=num_receivers,
         deaf=deaf,
-        unexplained=_is_unexplained(statistics, whitened, noise, noise_var is not None),
+        unexplained=unexplained,
+        excess=excess,
     )
 
 
@@ -182,16 +188,17 @@ def _leftover(statistics: PilotStatistics, whitened: _Whitened) -> tuple[NDArray
     return left, statistics.num_samples - whitened.fitted.shape[-1] - whitened.num_beyond
 
 
-def _is_unexplained(statistics: PilotStatistics, whitened: _Whitened, noise: NDArray, is_known: bool) -> NDArray:
-    """(..., M_tx) bool: what the whole basis leaves is more than noise of the known variance (..., M_rx)."""
-    if not is_known:
-        return np.zeros((*statistics.energy.shape[:-2], statistics.energy.shape[-1]), bool)
+def _beyond_noise(
+    statistics: PilotStatistics, whitened: _Whitened, noise: NDArray, is_known: bool
+) -> tuple[NDArray, NDArray]:
+    """`unexplained` and `excess` of `RawFit` (..., M_tx): what the whole basis leaves against noise (..., M_rx)."""
     left, freedom = _leftover(statistics, whitened)
     # Rounding, where the signal is far above the noise.
     left = np.maximum(left - 1e-13 * statistics.energy, 0.0)
     total = np.sum(np.where(statistics.used, left / noise[..., None], 0.0), axis=-2)
-    freedom = freedom * np.count_nonzero(statistics.used, axis=-2)
-    return (freedom > 0) & (gammaincc(np.maximum(freedom, 1), total) < FALSE_ALARM)
+    num = np.count_nonzero(statistics.used, axis=-2)
+    unexplained = is_known & (freedom > 0) & (gammaincc(np.maximum(freedom * num, 1), total) < FALSE_ALARM)
+    return unexplained, np.maximum(total / np.maximum(freedom, 1) - num, 0.0)
 
 
 def _hears_nobody(fitted: NDArray, used: NDArray) -> NDArray:

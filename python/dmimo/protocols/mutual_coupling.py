@@ -19,7 +19,7 @@ Over-the-air DPD and reciprocity calibration, section III.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -63,8 +63,8 @@ class MutualCouplingPlan:
         Whether amplifiers are identified at all: otherwise there are linear pilots only.
     single_stage : bool
         Whether the swept pilots calibrate too: then there are no linear ones.
-    full_scale : float or None
-        Amplitude of the real or imaginary part at which receivers clip.
+    full_scale : mapping of AP to float
+        Amplitude of the real or imaginary part at which its receivers clip, where that is known.
 
     Raises
     ------
@@ -90,7 +90,7 @@ class MutualCouplingPlan:
     guard_samples: int = 0
     predistorts: bool = True
     single_stage: bool = False
-    full_scale: float | None = None
+    full_scale: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self):
         if not self.num_ports or min(self.num_ports.values()) < 2:
@@ -178,12 +178,12 @@ class MutualCouplingPlan:
         """Pilots (ports, K) as received in a slot (ports, slot_samples)."""
         return self._held(samples).mean(axis=-1, dtype=complex)
 
-    def saturated(self, samples: np.ndarray) -> np.ndarray:
-        """Ports (ports,) bool whose receivers clipped a pilot in a slot (ports, slot_samples)."""
-        if self.full_scale is None:
+    def saturated(self, ap: str, samples: np.ndarray) -> np.ndarray:
+        """Ports (ports,) bool of an AP whose receivers clipped a pilot in a slot (ports, slot_samples)."""
+        if ap not in self.full_scale:
             return np.zeros(len(samples), bool)
         held = self._held(samples)  # noise hides in their mean that some of them were clipped
-        return np.maximum(np.abs(held.real), np.abs(held.imag)).max(axis=(-2, -1)) >= self.full_scale
+        return np.maximum(np.abs(held.real), np.abs(held.imag)).max(axis=(-2, -1)) >= self.full_scale[ap]
 
     def _held(self, samples: np.ndarray) -> np.ndarray:
         """Samples (ports, K, num_averaged) of the pilots."""
@@ -244,14 +244,16 @@ class MutualCouplingRole:
         noise = np.mean(np.abs(samples[:, plan.silence]) ** 2, axis=-1) / plan.num_averaged
         heard: dict[str, object] = {"noise_var": noise, "lags": plan.lag_energies(samples, slot.purpose)}
         others = (np.arange(len(y)) != port)[:, None]
-        saturated = others & plan.saturated(samples)[:, None]
+        saturated = others & plan.saturated(self._node, samples)[:, None]
         if slot.purpose == AMPLITUDES:
             statistics = predistortion.pilot_statistics(y[:, None], plan.swept_pilots, order=plan.order,
                                                         memory_depth=plan.memory_depth, mask=others & ~saturated)
             heard["statistics"] = replace(statistics, saturated=saturated)
         else:
-            heard["gains"] = y @ plan.linear_pilots.conj() / plan.linear_pilots.size
+            x = plan.linear_pilots
+            heard["gains"] = gains = y @ x.conj() / x.size
             heard["saturated"] = saturated[:, 0]
+            heard["residual_var"] = np.sum(np.abs(y - gains[:, None] * x) ** 2, axis=-1) / (x.size - 1)
         self._heard[grant.slot, grant.attempt] = slot, heard
 
     def results(self, grants: Sequence[Grant]) -> dict[str, object] | None:
@@ -263,8 +265,8 @@ class MutualCouplingRole:
             `starts` (n,) of the slots; `noise_var` (ports,) of a received pilot; `lags` (ports, ports, 2 max_lag + 1),
             receiver first, see `MutualCouplingPlan.lag_energies`, summed over repeats. In the phase *amplitudes* the
             fields of `PilotStatistics` for all pairs; in the phase *coupling* `gains` (ports, ports), receiver first,
-            `saturated` (ports, ports) bool, whose receivers clipped in some slot, and `energy`, that of all linear
-            pilots of a port.
+            `saturated` (ports, ports) bool, whose receivers clipped in some slot, `residual_var` (ports, ports), what
+            the gains leave of a received pilot, and `energy`, that of all linear pilots of a port.
         """
         kept = [(grant, *self._heard[grant.slot, grant.attempt]) for grant in grants
                 if (grant.slot, grant.attempt) in self._heard]
@@ -279,12 +281,13 @@ class MutualCouplingRole:
                   "lags": lags}
         if kept[0][1].purpose == AMPLITUDES:
             return common | self._statistics(ports, [heard["statistics"] for _, _, heard in kept])
-        gains = np.zeros((self._num_ports, self._num_ports), complex)
+        gains, residual = (np.zeros((self._num_ports, self._num_ports), dtype) for dtype in (complex, float))
         np.add.at(gains.T, ports, [heard["gains"] for _, _, heard in kept])
+        np.add.at(residual.T, ports, [heard["residual_var"] for _, _, heard in kept])
         saturated = np.zeros(gains.shape, bool)
         np.logical_or.at(saturated.T, ports, [heard["saturated"] for _, _, heard in kept])
         repeats = len(ports) // self._num_ports
-        return common | {"gains": gains / repeats, "saturated": saturated,
+        return common | {"gains": gains / repeats, "saturated": saturated, "residual_var": residual / repeats,
                          "energy": float(repeats * self._plan.linear_pilots.size)}
 
     def _statistics(self, ports: list[int], heard: list[PilotStatistics]) -> dict[str, object]:

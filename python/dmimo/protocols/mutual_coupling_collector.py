@@ -14,6 +14,7 @@ import numpy as np
 
 from ..core import mutual_coupling as coupling
 from ..core import predistortion
+from ..core.pair_consistency import consistency
 from ..core.predistortion import Identification, PilotStatistics
 from ..core.predistortion_identification import misalignment
 from ..core.predistortion_statistics import matched_gains
@@ -27,7 +28,6 @@ Calibration = Literal["all_pairs", "ratio", "single_stage"]
 # Held pilots that come l samples off lose l / hold of their amplitude there: with guards the share must be larger.
 MIN_LAG_SHARE = 0.5
 TINY = 1e-30  # noise variance where there is no noise
-DATA_POINTS = 64  # of the amplitudes of Gaussian data for which predistortion must be worth while
 
 
 class Links(NamedTuple):
@@ -61,6 +61,10 @@ class MutualCouplingCollector:
         Empty where amplifiers are not identified.
     calibrations : dict of AP to SideCalibration
         c, 1 at the first port that is not excluded; nan, with infinite deviations, at those that are.
+    hubs : dict of AP to int
+        Port against which its deviations are, the one that is known best.
+    doubts : list of str
+        What speaks against the calibrations, in sentences.
     """
 
     phases = frozenset({AMPLITUDES, COUPLING})
@@ -74,6 +78,8 @@ class MutualCouplingCollector:
         self._plan, self._method, self._limit, self._excludes = plan, calibration, max_phase_std_rad, excludes
         self.identifications: dict[str, Identification] = {}
         self.calibrations: dict[str, SideCalibration] = {}
+        self.hubs: dict[str, int] = {}
+        self.doubts: list[str] = []
 
     @property
     def identification(self) -> Identification:
@@ -130,18 +136,16 @@ class MutualCouplingCollector:
     def _identify(self, statistics: Mapping[str, PilotStatistics],
                   results: Mapping[str, Mapping[str, object]]) -> dict[str, np.ndarray]:
         """`predistortion` (ports, P), or (ports, L, P), and `predistortion_peak` (ports,): see `NodePredistortion`."""
-        plan, peak = self._plan, 10 ** (self._plan.peak_db / 20)
-        amplitudes = predistortion.data_amplitudes(DATA_POINTS, peak=peak, backoff_db=plan.peak_db)
+        plan = self._plan
         terms = (plan.order + 1) // 2
         count = sum(plan.num_ports.values())
         coefficients = np.zeros((count, plan.memory_depth, terms), complex)
         coefficients[:, 0, 0] = 1.0
         peaks = np.full(count, np.inf)
         for ap, one in statistics.items():
-            found = predistortion.identify_amplifiers(one, amplitudes=amplitudes)
-            # The noise that is left also holds what no polynomial explains; silence does not.
-            silent = predistortion.identify_amplifiers(one, amplitudes=amplitudes, noise_var=results[ap]["noise_var"])
-            self.identifications[ap] = found = replace(found, unexplained=silent.unexplained & found.heard)
+            # The noise of silence: what is left of the pilots also holds what no polynomial explains.
+            found = predistortion.identify_amplifiers(one, noise_var=results[ap]["noise_var"], backoff_db=plan.peak_db)
+            self.identifications[ap] = found
             own = plan.ports(ap)
             coefficients[own] = found.safe_coefficients.reshape(-1, plan.memory_depth, terms)
             peaks[own] = np.where(found.refused, np.inf, found.max_amplitude)
@@ -152,15 +156,22 @@ class MutualCouplingCollector:
     def _left_over(self, ap: str) -> np.ndarray:
         r"""Variance (ports,) of log c from what predistortion leaves of the amplifiers at the linear pilots' amplitude.
 
-        A pilot of amplitude 1 comes out as :math:`1 - \sum_p \delta_p`, delta the errors of the coefficients (with
-        memory, of all taps together); where predistortion is refused, as :math:`1 + \sum_p \kappa_p`.
+        A pilot of amplitude 1 comes out as :math:`1 - \sum_p \delta_p`, delta the errors of the coefficients; where
+        predistortion is refused, as :math:`1 + \sum_p \kappa_p`, of which what all ports share cancels. Samples before
+        that count as noise, as pilots have random phases.
         """
         if ap not in self.identifications:
             return np.zeros(self._plan.num_ports[ap])
-        found = self.identifications[ap]
-        errors = np.sum(found.covariance.real, axis=(-2, -1))
-        compression = np.abs(found.coefficients.reshape(len(errors), -1)[:, 1:].sum(axis=-1)) ** 2
-        return np.where(found.refused, np.maximum(compression - errors, 0.0), errors)
+        found, depth = self.identifications[ap], self._plan.memory_depth
+        # The coefficients of the sample itself, order by order.
+        own = found.covariance[:, depth - 1 :: depth, depth - 1 :: depth].real
+        errors = np.where(found.heard, np.sum(own, axis=(-2, -1)), np.inf)
+        kappa = found.coefficients.reshape(len(errors), depth, -1)[:, 0, 1:].sum(axis=-1)
+        compression = np.where(found.refused, kappa, 0.0)
+        bias = np.abs(compression - compression[found.heard].mean()) ** 2 if found.heard.any() else 0.0
+        # What is estimated of a compression holds the estimate's own error, unless that was enlarged for a misfit.
+        known = np.where(found.unexplained, bias, np.maximum(bias - errors, 0.0))
+        return np.where(found.refused, known, bias + errors)
 
     def _matched(self, ap: str, statistics: PilotStatistics, result: Mapping[str, object]) -> Links:
         """Links of an AP from the swept pilots."""
@@ -176,14 +187,19 @@ class MutualCouplingCollector:
 
     def _linear(self, ap: str, result: Mapping[str, object]) -> Links:
         """Links of an AP from the linear pilots."""
-        return Links(np.asarray(result["gains"]), np.asarray(result["noise_var"]) / result["energy"],
-                     self._left_over(ap), np.asarray(result["saturated"]))
+        gains, noise, residual = (np.asarray(result[key]) for key in ("gains", "noise_var", "residual_var"))
+        others = ~np.eye(len(gains), dtype=bool)
+        # What is left of the pilots of a port beyond noise, such as smeared ones, may be the same in all receivers.
+        more = np.sum(np.where(others, residual - noise[:, None], 0.0), axis=0) / result["energy"]
+        heard = np.maximum(np.sum(np.where(others, np.abs(gains) ** 2, 0.0), axis=0), TINY)
+        return Links(gains, noise / result["energy"], self._left_over(ap) + np.maximum(more, 0.0) / heard,
+                     np.asarray(result["saturated"]))
 
     def _calibrate(self, links: Mapping[str, Links], time: int) -> list[str]:
         """Calibrate every AP at a time; what ends the run."""
-        reasons = []
+        reasons, self.doubts = [], []
         for ap, link in links.items():
-            found = self._array(link)
+            found = self._array(ap, link)
             usable = found.phase_std_rad < self._limit
             if np.count_nonzero(usable) < 2:
                 clipped = f"; the receivers clip on {np.count_nonzero(link.saturated)} links"
@@ -199,7 +215,7 @@ class MutualCouplingCollector:
                 trusted=bool(np.count_nonzero(usable) > 1))
         return reasons
 
-    def _array(self, links: Links) -> SideCalibration:
+    def _array(self, ap: str, links: Links) -> SideCalibration:
         """Calibration of one AP from the ports that hear and are heard; the others have infinite variances."""
         count = len(links.gains)
         # A pair that is known in one direction says nothing of c; without a gain it weighs nothing.
@@ -211,11 +227,27 @@ class MutualCouplingCollector:
             gains, noise = measured[own], links.noise_var[used]
             # Deviations count from the port that is known best: a poor first port must not make all others look poor.
             hub = int(coupling.best_reference(gains, noise))
+            self.hubs[ap] = int(used[hub])
             method = "argos" if self._method == "ratio" else "ml"
             c[used], covariance[own] = calibrate_array(gains[..., None], noise, method, hub)
             covariance[used, used] += links.variance[used]
+            covariance[own] *= self._contradiction(ap, gains, noise, links.variance[used], used)
         return SideCalibration(c=c, delay_s=np.zeros(count), frequency_hz=np.zeros(count), covariance=covariance,
                                phase_std_rad=phase_std(covariance), reference_time=0)
+
+    def _contradiction(self, ap: str, gains: np.ndarray, noise: np.ndarray, variance: np.ndarray,
+                       ports: np.ndarray) -> float:
+        """Factor by which variances must be larger for the pairs of these ports to agree; a doubt where it is not 1."""
+        c, _ = calibrate_array(gains[..., None], noise)
+        found = consistency(gains, c, noise, variance)
+        if found.agrees:
+            return 1.0
+        worst = ports[int(np.argmax(found.port_excess))]
+        self.doubts.append(
+            f"{ap}: the pairs of its ports contradict each other, {np.sqrt(found.excess):.1f} times more than noise "
+            f"explains and most of all those of port {worst}: coupling that is not reciprocal, or gains that have "
+            "moved; predicted deviations are larger by as much")
+        return found.excess
 
     def _coefficients(self) -> dict[str, object]:
         """c as `internal_c` for all APs, and for each AP by itself as joint transmissions take it."""
