@@ -83,10 +83,16 @@ def report(run: Run) -> dict[str, object]:
     if "bidirectional" in run.collectors:
         content |= reports_bidirectional.content(run.assembly, run.network, run.collectors, run.time_s)
     verified = getattr(run.collectors.get("verifier"), "history", None)
+    doubts: list[str] = []
     if verified and "bidirectional" not in run.collectors:
         content |= _gains(run, verified) if run.assembly.protocol == "sync" else _last(verified)
+        doubts += verified[-1]["doubts"]
     if run.assembly.linearization is not None:
-        content |= reports_linearization.content(run.assembly, run.network, run.collectors)
+        linearized = reports_linearization.content(run.assembly, run.network, run.collectors)
+        doubts += linearized["doubts"]
+        content |= {**linearized, "doubts": content.get("doubts", [])}
+    if doubts:
+        content["doubts"] = list(dict.fromkeys([*content.get("doubts", ()), *doubts]))
     multiuser = getattr(run.collectors.get("multiuser"), "report", None)
     return content if multiuser is None else content | {"multiuser": multiuser}
 

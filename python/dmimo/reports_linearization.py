@@ -13,6 +13,7 @@ from .core.amplifier_model import amplify_with_memory
 from .core.memory_polynomial import predistort_with_memory
 from .core.predistortion import Identification
 from .protocols.bidirectional_estimate import SideCalibration
+from .protocols.joint_transmission import decibels
 from .protocols.slots import Collector
 from .simulation.amplifiers import Amplifiers
 from .simulation.network import Network
@@ -22,13 +23,24 @@ _SAMPLES, _SEED = 4096, 20170713
 # A sample whose model output is this close to what is wanted was inside the invertible range.
 _REACHED = 1e-6
 _FLAGS = ("refused", "mismatch_limited", "receivers_disagree", "unexplained", "saturated")
+_NAMED = 8  # ports that a doubt names
+_DEVIATIONS = 2.0  # standard errors of a difference beyond which it is one
+_CAUSES = {
+    "refused": "are not predistorted, since it would not help for certain",
+    "mismatch_limited": "distort beyond order {order}, order too low: raise mutual_coupling.order, or lower peak_db "
+                        "where they saturate",
+    "unexplained": "have what no amplifier's polynomial explains, memory, or pilots that are smeared: raise "
+                   "hold_samples and guard_samples",
+    "receivers_disagree": "look different to different receivers: one is saturated, or couplings are not flat or not "
+                          "constant",
+}
 
 
 def content(assembly: Assembly, network: Network | None, collectors: Mapping[str, Collector]) -> dict[str, object]:
-    """What a run with mutual coupling adds to the report: `amplifiers`, and where it does nothing else all the rest.
+    """What a run with mutual coupling adds to the report: `amplifiers`, `doubts`, and where it does nothing else more.
 
     That is `access_points`, for each its calibration and what verification says of it, with the gains and errors of the
-    one that loses most at the top level, `linearity`, and `doubts`.
+    one that loses most at the top level, and `linearity`.
     """
     member = collectors["linearizer"] if "linearizer" in collectors else collectors["beamsync"].members["internal"]
     found: dict[str, object] = {}
@@ -36,9 +48,13 @@ def content(assembly: Assembly, network: Network | None, collectors: Mapping[str
         aps = tuple(ap.name for ap in assembly.testbed.aps)
         true = None if network is None else simulated.true_amplifiers(network, aps)
         found["amplifiers"] = amplifiers_section(member.identification, assembly.port_names, true)
+        # Two amplitudes determine two coefficients, and cannot say whether there are more.
+        found["amplifiers"]["order_checked"] = assembly.testbed.mutual_coupling.design != "two_level"
+    doubts = [*_amplifier_doubts(found.get("amplifiers")), *member.doubts]
     if assembly.protocol != "linearize":
-        return found
-    arrays = {ap: _array(assembly, network, collectors, ap, one) for ap, one in member.calibrations.items()}
+        return found | {"doubts": doubts}
+    arrays = {ap: _array(assembly, network, collectors, ap, one, member.hubs.get(ap))
+              for ap, one in member.calibrations.items()}
     found["access_points"] = arrays
     verified = [one["verification"] for one in arrays.values() if one.get("verification")]
     if verified:
@@ -49,18 +65,19 @@ def content(assembly: Assembly, network: Network | None, collectors: Mapping[str
     heard = getattr(collectors.get("linearity"), "report", None)
     if heard is not None:
         found["linearity"] = _with_gains(assembly, heard, arrays)
-    return found | {"doubts": _doubts(found, arrays)}
+    return found | {"doubts": [*_array_doubts(arrays), *doubts, *_linearity_doubts(found.get("linearity"))]}
 
 
 def _array(assembly: Assembly, network: Network | None, collectors: Mapping[str, Collector], ap: str,
-           calibration: SideCalibration) -> dict[str, object]:
-    """Calibration of an access point and what it is worth."""
+           calibration: SideCalibration, hub: int | None) -> dict[str, object]:
+    """Calibration of an access point and what it is worth; `hub` is the port that deviations count from."""
     ports = assembly.ports_of((ap,))
     verifier = collectors.get(f"{ap}_verifier")
     return {
         "ports": list(ports),
         "excluded": _named(~np.isfinite(calibration.c), ports),
         "reference": ports[calibration.reference],
+        "deviations_from": None if hub is None else ports[hub],
         "reference_time": calibration.reference_time,
         "c": calibration.c,
         "predicted_phase_std_deg": np.degrees(calibration.phase_std_rad),
@@ -70,29 +87,65 @@ def _array(assembly: Assembly, network: Network | None, collectors: Mapping[str,
 
 
 def _with_gains(assembly: Assembly, heard: Mapping[str, object], arrays: Mapping[str, Mapping]) -> dict[str, object]:
-    """The section `linearity` with the coherent gain of each treatment: power over that of the ports without phases."""
+    """The section `linearity` with the coherent gain of each treatment, and that of ports that are all in phase.
+
+    Both over the power p of the ports without phases, sum p, of those that are not excluded: in phase they would
+    deliver (sum sqrt p)^2, where their channels are flat; otherwise less.
+    """
     told = {}
     for ap, treatments in heard["access_points"].items():
-        alone = arrays[ap]["verification"]["port_power_db"]
-        scattered_db = assembly.testbed.linearity.power_db + 10 * np.log10(
-            sum(10 ** (power / 10) for power in alone if power is not None))
-        told[ap] = {name: one | {"coherent_gain_db": None if (power := one["power_db"]) is None else
-                                 power - scattered_db}
+        alone = np.array(arrays[ap]["verification"]["port_power_db"], float)  # None: nan
+        power = 10 ** (alone[np.isfinite(arrays[ap]["c"]) & np.isfinite(alone)] / 10)
+        scattered = power.sum() * 10 ** (assembly.testbed.linearity.power_db / 10)
+        ideal_db = decibels(np.sqrt(power).sum() ** 2, power.sum())
+        told[ap] = {name: one | {"coherent_gain_db": _over(one["power_db"], scattered), "ideal_gain_db": ideal_db}
                     for name, one in treatments.items()}
     return {**heard, "access_points": told}
 
 
-def _doubts(found: Mapping[str, object], arrays: Mapping[str, Mapping]) -> list[str]:
-    """What a reader must know before using the results."""
+def _over(power_db: float | None, scale: float) -> float | None:
+    """A power in dB over another one; None where one of them is not known."""
+    return None if power_db is None else decibels(10 ** (power_db / 10), scale)
+
+
+def _array_doubts(arrays: Mapping[str, Mapping]) -> list[str]:
+    """What to know before the calibrations are used."""
     excluded = [port for one in arrays.values() for port in one["excluded"]]
-    section = found.get("amplifiers")
-    refused = [] if section is None else section["flags"]["refused"]
     total = sum(len(one["ports"]) for one in arrays.values())
-    doubts = [f"{len(ports)} of {total} ports {what}: {', '.join(ports)}"
-              for ports, what in ((excluded, "cannot be calibrated and stay silent in joint transmissions"),
-                                  (refused, "are not predistorted, since it would not help for certain")) if ports]
+    doubts = _doubt(excluded, total, "cannot be calibrated and stay silent in joint transmissions")
     return doubts + [f"{ap}: {doubt}" for ap, one in arrays.items()
                      for doubt in (one["verification"] or {}).get("doubts", ())]
+
+
+def _amplifier_doubts(section: Mapping[str, object] | None) -> list[str]:
+    """What to know before the amplifiers' coefficients are used."""
+    if section is None:
+        return []
+    return [doubt for flag, cause in _CAUSES.items()
+            for doubt in _doubt(section["flags"][flag], len(section["ports"]), cause.format(order=section["order"]))]
+
+
+def _linearity_doubts(section: Mapping[str, object] | None) -> list[str]:
+    """Access points that are certainly worse with predistortion than with calibration alone, where both are known."""
+    doubts = []
+    for ap, found in ({} if section is None else section["access_points"]).items():
+        calibrated, after = found["calibrated"], found["after"]
+        worse = []
+        for key, sign in (("evm", 1.0), ("aclr", -1.0)):
+            numbers = [one[f"{key}{what}_db"] for what in ("", "_std") for one in (calibrated, after)]
+            if None not in numbers and sign * (numbers[1] - numbers[0]) > _DEVIATIONS * np.hypot(*numbers[2:]):
+                worse.append(f"{key.upper()} {numbers[0]:.1f} dB before, {numbers[1]:.1f} dB after")
+        if worse:
+            clips = after.get("clips")
+            hint = f" ({clips} samples were clipped: lower linearity.power_db)" if clips else ""
+            doubts.append(f"{ap}: predistortion makes it worse: {'; '.join(worse)}{hint}")
+    return doubts
+
+
+def _doubt(ports: Sequence[str], total: int, what: str) -> list[str]:
+    """A sentence that names the first ports; none where there are no ports."""
+    more = f" and {len(ports) - _NAMED} more" if len(ports) > _NAMED else ""
+    return [f"{len(ports)} of {total} ports {what}: {', '.join(ports[:_NAMED])}{more}"] if ports else []
 
 
 def amplifiers_section(identification: Identification, ports: Sequence[str],
@@ -132,14 +185,37 @@ def amplifiers_section(identification: Identification, ports: Sequence[str],
         "max_amplitude": float(found.max_amplitude),
         "reach": reach(found),
         "distortion_without_db": _db(found.distortion_without),
+        "predicted_db": _db(predicted(found)),
         "distortion_with_db": _db(found.distortion_with),
         "mismatch_db": _db(found.mismatch),
+        "clipping_db": _db(found.clipping),
         "clipped_share": found.clipped_share,
         "num_receivers": found.num_receivers,
-        "flags": flags | {"unheard": _named(~found.heard, ports)},
-        "deaf": _named(found.deaf, ports),
+        "flags": flags | {"unheard": _named(~found.heard & ~found.saturated, ports)},
+        "deaf": _named(found.deaf & ~_among_saturated(found, ports), ports),
     }
     return section if true is None else section | _truth(found, true)
+
+
+def predicted(identification: Identification) -> NDArray:
+    """Distortion (M,) with predistortion: of the coefficients' errors, of higher orders, and of what is clipped.
+
+    Powers of three independent causes add. Ports that stay as they are keep the distortion without; nan where nothing
+    was heard.
+    """
+    found = identification
+    parts = found.distortion_with + found.mismatch + found.clipping
+    return np.where(found.heard, np.where(found.refused, found.distortion_without, parts), np.nan)
+
+
+def _among_saturated(found: Identification, ports: Sequence[str]) -> NDArray:
+    """Whether (M,) some receiver was saturated by every other port of the access point.
+
+    A receiver that hears nobody may then have been left out altogether.
+    """
+    ap = np.array([port.rpartition(":")[0] for port in ports])
+    others = (ap[:, None] == ap) & ~np.eye(len(ports), dtype=bool)
+    return np.all(found.saturated | ~others, axis=-1) & others.any(axis=-1)
 
 
 def reach(identification: Identification) -> NDArray:
