@@ -19,7 +19,7 @@ FLAGS = {"unheard": "not heard", "saturated": "receivers saturated", "receivers_
 
 
 def _table(title: str, headers: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    table = Table(*map(escape, headers), title=title)
+    table = Table(*map(escape, headers), title=escape(title))
     for row in rows:
         table.add_row(*row)
     return table
@@ -50,7 +50,11 @@ def port_tables(outcome: reports.Outcome, port_names: Sequence[str]) -> Iterator
     estimate, ue = outcome.estimate, outcome.report.get("ue_calibration")
     if estimate is not None:
         columns = (estimate.c, np.degrees(estimate.phase_std_rad), estimate.frequency_hz, estimate.delay_s)
-        yield _coefficients("Calibration" if estimate.trusted else "Calibration, NOT TRUSTED", port_names, *columns)
+        title = "Calibration" if estimate.trusted else "Calibration, NOT TRUSTED"
+        arrays = list(outcome.report.get("access_points", {}).values())
+        if len(arrays) == 1 and arrays[0]["deviations_from"] is not None:
+            title += f", predicted std against {arrays[0]['deviations_from']}"
+        yield _coefficients(title, port_names, *columns)
     if ue is not None:
         columns = (ue[key] for key in ("c", "predicted_phase_std_deg", "frequency_hz", "delay_s"))
         yield _coefficients("Calibration of the UEs", ue["ports"], *columns)
@@ -81,7 +85,7 @@ def result_tables(report: Mapping[str, object]) -> Iterator[Table]:
 
 
 def gains_table(report: Mapping[str, object]) -> Table:
-    """The figures of merit."""
+    """The figures of merit; gains are those at the same total power."""
     rows = (
         ("coherent gain", "coherent_gain_db", "dB"), ("ideal gain", "ideal_gain_db", "dB"),
         ("uncalibrated, mean of random starts", "uncalibrated_gain_db", "dB"),
@@ -94,7 +98,7 @@ def gains_table(report: Mapping[str, object]) -> Table:
         ("interval between them, mean", "mean_interval_s", "s"), ("slots", "slots", ""),
         ("network time", "duration_s", "s"),
     )
-    title = "Verification" if "coherent_gain_db" in report else "Run"
+    title = "Verification, equal total power" if "coherent_gain_db" in report else "Run"
     return _table(title if report["error"] is None else f"{title}, FAILED", ("figure", "value", "unit"),
                   ((label, f"{report[key]:.4g}", unit) for label, key, unit in rows if report.get(key) is not None))
 
@@ -123,7 +127,7 @@ def users_table(report: Mapping[str, object]) -> Table:
 
 def amplifier_table(section: Mapping[str, object]) -> Table:
     """Amplifiers as identified, at most `MAX_PORTS` of them."""
-    ports, without, with_ = (list(section[key]) for key in ("ports", "distortion_without_db", "distortion_with_db"))
+    ports, without, with_ = (list(section[key]) for key in ("ports", "distortion_without_db", "predicted_db"))
     words = {port: [word for flag, word in FLAGS.items() if port in section["flags"][flag]] for port in ports}
     for port in section["deaf"]:
         words[port].append("hears nobody")
@@ -132,6 +136,8 @@ def amplifier_table(section: Mapping[str, object]) -> Table:
     rows = ((ports[k], _number(without[k], 1), _number(with_[k], 1), f"{100 * section['clipped_share'][k]:.2g}",
              ", ".join(words[ports[k]])) for k in shown)
     title = f"Amplifiers, order {section['order']}"
+    if not section["order_checked"]:
+        title += ", order not checked by two amplitudes"
     if len(shown) < len(ports):
         title += f", {len(shown)} of {len(ports)} ports: flagged and least linear ones"
     headers = ("port", "distortion [dB]", "predistorted, predicted [dB]", "clipped [%]", "flags")
@@ -140,8 +146,9 @@ def amplifier_table(section: Mapping[str, object]) -> Table:
 
 def linearity_table(section: Mapping[str, object]) -> Table:
     """How user terminals hear each access point's joint transmission before and after."""
-    keys = (("power_db", 2), ("coherent_gain_db", 2), ("evm_db", 1), ("evm_percent", 3), ("aclr_db", 1))
+    keys = (("power_db", 2), ("coherent_gain_db", 2), ("ideal_gain_db", 2), ("evm_db", 1), ("evm_percent", 3),
+            ("aclr_db", 1))
     rows = ((ap, name, *(_number(found.get(key), digits) for key, digits in keys))
             for ap, treatments in section["access_points"].items() for name, found in treatments.items())
-    headers = ("access point", "transmission", "power [dB]", "coherent gain [dB]", "EVM [dB]", "EVM [%]", "ACLR [dB]")
-    return _table("Joint transmission, every port at full power", headers, rows)
+    headers = ("AP", "sent", "power", "gain", "ideal gain", "EVM", "EVM [%]", "ACLR")  # 80 columns must hold them
+    return _table("Joint transmission, every port at full power [dB]; gain over random phases", headers, rows)
