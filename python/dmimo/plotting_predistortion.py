@@ -20,6 +20,7 @@ _TREATMENTS = (("before", "before", COLOURS[0]), ("calibrated", "calibrated", CO
 # What a spectrum shows below its lowest level, and the lowest that it shows: the rest is rounding.
 _ROOM_DB, _DEEPEST_DB = 4.0, -100.0
 _DISTORTIONS = ("distortion_without_db", "distortion_with_db", "true_distortion_without_db", "true_distortion_with_db")
+_PEAKS = "#8a8a8a"
 
 
 def linearization_figures(report: Mapping) -> dict[str, Figure]:
@@ -138,14 +139,20 @@ def _static(coefficients: NDArray) -> NDArray:
 def linearization(section: Mapping) -> Figure:
     """Distortion of every port without and with predistortion, predicted, and true where it is known.
 
+    Both within the invertible range, with predistortion what errors of the coefficients and higher orders leave; what
+    clipping of the peaks beyond it adds is drawn by itself.
+
     Parameters
     ----------
     section : mapping
-        `amplifiers` of the report: `ports`, `flags`, `distortion_without_db`, `distortion_with_db`, and optionally
-        `true_distortion_without_db`, `true_distortion_with_db`.
+        `amplifiers` of the report: `ports`, `flags`, `distortion_without_db`, `distortion_with_db`, `mismatch_db`,
+        `clipping_db`, `predicted_db`, and optionally `true_distortion_without_db`, `true_distortion_with_db`.
     """
     num, refused = len(section["ports"]), _is_named(section, "refused")
-    without, with_, true_without, true_with = (_numbers(section.get(key), section) for key in _DISTORTIONS)
+    without, errors, true_without, true_with = (_numbers(section.get(key), section) for key in _DISTORTIONS)
+    mismatch, clipping, predicted = (_numbers(section.get(f"{key}_db"), section)
+                                     for key in ("mismatch", "clipping", "predicted"))
+    with_ = _power_sum(errors, mismatch)
     place, size = np.arange(num), 6.0 if num <= _FEW else 3.6
     figure, axes = new_figure(min(5.2 + 0.35 * num, 12.0), 4.4)
     used = ~refused
@@ -153,11 +160,14 @@ def linearization(section: Mapping) -> Figure:
     axes.vlines(place[both], with_[both], without[both], color="#c8c8c8", linewidth=1.0, zorder=1)
     axes.plot(place, without, "o", color=COLOURS[0], markersize=size, label="without, predicted")
     axes.plot(place[used], with_[used], "s", color=COLOURS[1], markersize=size, label="with, predicted")
+    if np.isfinite(clipping[used]).any():
+        axes.plot(place[used], clipping[used], "_", color=_PEAKS, markersize=2 * size, markeredgewidth=1.6,
+                  label="clipped peaks, predicted")
     hollow = {"markerfacecolor": "none", "markeredgecolor": "#000000", "linestyle": "none", "zorder": 3}
     if np.isfinite(true_without).any():
         axes.plot(place, true_without, "o", markersize=1.45 * size, label="without, true", **hollow)
         axes.plot(place[used], true_with[used], "s", markersize=1.45 * size, label="with, true", **hollow)
-    low, high = _span(np.concatenate([without, with_[used], true_without, true_with[used]]))
+    low, high = _span(np.concatenate([without, with_[used], clipping[used], true_without, true_with[used]]))
     for index, port in enumerate(place[refused]):
         axes.axvspan(port - 0.5, port + 0.5, color="#e8e8e8", linewidth=0, zorder=0,
                      label=None if index else "refused: stays as it is")
@@ -165,13 +175,21 @@ def linearization(section: Mapping) -> Figure:
     _name_ticks(axes, section["ports"])
     axes.grid(True, axis="y", color="#e4e4e4", linewidth=0.7)
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8.5)
-    set_title(axes, "Distortion of each port", _median_gain(without[used] - with_[used]))
+    set_title(axes, "Distortion of each port", _median_gain(without[used] - predicted[used]))
     return figure
+
+
+def _power_sum(*parts_db: NDArray) -> NDArray:
+    """Sum in dB of powers, those that are nan left out; nan where all are."""
+    powers = [np.where(np.isfinite(part), 10 ** (part / 10), 0.0) for part in parts_db]
+    total = np.sum(powers, axis=0)
+    return np.where(total > 0, 10 * np.log10(np.where(total > 0, total, 1.0)), np.nan)
 
 
 def _median_gain(gain_db: NDArray) -> str:
     known = gain_db[np.isfinite(gain_db)]
-    return f"within the invertible range; predicted gain, median: {np.median(known):.1f} dB" if known.size else ""
+    told = "within the invertible range"
+    return f"{told}; predicted gain, clipped peaks included, median: {np.median(known):.1f} dB" if known.size else told
 
 
 def _span(values: NDArray) -> tuple[float, float]:
