@@ -137,8 +137,9 @@ def check_names(document: Document, data: Mapping[str, Any]) -> None:
     num_aps = sum(node.get("kind", "ap") == "ap" for node in nodes)
     alone = data.get("mutual_coupling") is not None
     if num_aps < (1 if alone else 2):
-        least = "1 node" if alone else "2 nodes"
-        raise document.error(("nodes",), f"{num_aps} access points; required: at least {least} of kind ap")
+        least = ("1 node of kind ap" if alone else
+                 "2 nodes of kind ap, or a section mutual_coupling, with which one calibrates itself")
+        raise document.error(("nodes",), f"{num_aps} access points; required: at least {least}")
 
 
 def check(document: Document, testbed: Testbed) -> None:
