@@ -229,6 +229,16 @@ def test_sides_are_not_swapped_and_band_centre_does_not_count():
     assert linearity.mean_spectrum(spectra, SYMBOL)[[128, 140, 200, 30]] == pytest.approx([1e4, 1.0, 0.01, 0.0])
 
 
+def test_noise_is_taken_out_of_the_channel_and_of_its_neighbours():
+    """Noise of 0.25 within a channel of 1 and a neighbour of 0.36, of which 0.75 and 0.11 are signal."""
+    spectra = np.zeros((2, 1, 256), complex)
+    spectra[..., 128 + SYMBOL.bins] = 1.0
+    spectra[..., 128 + 33 : 128 + 97] = 0.6  # above
+    leakage = linearity.adjacent_leakage(spectra, SYMBOL, 0.25)
+    assert leakage.upper.value == pytest.approx(0.11 / 0.75)
+    assert leakage.lower.value == pytest.approx(-0.25 / 0.75)
+
+
 def test_samples_that_do_not_show_the_adjacent_channels_are_refused():
     assert linearity.adjacent_bins(SoundingSymbol(193, 64, 16))[0][0] == -96
     with pytest.raises(ValueError, match="pilot_samples=192 must be at least 193"):
