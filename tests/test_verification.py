@@ -155,6 +155,13 @@ def test_joint_transmission_above_the_ideal_is_a_doubt(alone):
         assert ("port by port" in doubt) is (alone == "port")
 
 
+def test_slight_compression_is_no_doubt_in_the_ideal():
+    """Within a tenth of a decibel, though nothing hides it."""
+    _, report = verify(options={"max_loss_db": None}, change=compressing(0.05))
+    assert 0.01 < report["coherent_gain_db"] - report["ideal_gain_db"] < 0.1
+    assert report["doubts"] == []
+
+
 def test_noise_alone_is_no_doubt_in_the_ideal():
     """Some of 30 are above the ideal by chance, by more than would count without noise."""
     excess = []
