@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from .protocols.correction import correction_of
+from .protocols.predistortion import predistortion_of
 from .protocols.scheduler import Finished, PhaseDone, Publish, Release, SlotScheduler
 from .protocols.slots import Collector, Grant, Product, Role, Schedule, Slot
 from .simulation.network import Network
@@ -47,10 +48,21 @@ class Participants:
         self._acting = {name: {purpose: role for role in members for purpose in role.purposes}
                         for name, members in self._roles.items()}
         self.corrections = {name: correction_of(members) for name, members in self._roles.items()}
+        self._predistortions = {name: predistortion_of(members) for name, members in self._roles.items()}
 
     def acting(self, name: str, slot: Slot) -> Role:
         """The role of a node that acts in a slot."""
         return self._acting[name][slot.purpose]
+
+    def transmit(self, name: str, grant: Grant) -> np.ndarray | None:
+        """Burst that a node sends in a slot, corrected and predistorted, complex64 (num_ports, n); None: silence."""
+        slot, correction, predistortion = self._slots[grant.slot], self.corrections[name], self._predistortions[name]
+        burst = self.acting(name, slot).transmit(slot, grant.start)
+        if burst is not None and correction is not None:
+            burst = correction.transmit(burst, grant.start)
+        if burst is not None and predistortion is not None:
+            burst = predistortion.transmit(burst, slot)
+        return burst
 
     def receive(self, name: str, grant: Grant, samples: np.ndarray) -> None:
         """Give a node what its ports received, complex64 (num_ports, slot_samples)."""
@@ -142,9 +154,8 @@ class DirectRun:
         beams, shifts = np.zeros(network.num_ports, np.int64), []
         for name in network.names:
             role, correction = self._members.acting(name, slot), self._members.corrections[name]
-            burst = role.transmit(slot, grant.start)
+            burst = self._members.transmit(name, grant)
             if burst is not None:
-                burst = burst if correction is None else correction.transmit(burst, grant.start)
                 sent[network.ports(name), : burst.shape[1]] = burst
             beams[network.ports(name)] = role.beam(slot)
             shifts.append(0 if correction is None else correction.shift(grant.start))

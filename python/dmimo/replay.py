@@ -76,7 +76,7 @@ class Replay:
         """Give one slot to all nodes; returns what does not agree with the recording."""
         slot, members = self._schedule.slots[grant.slot], self._members
         for name in self._schedule.nodes:
-            members.acting(name, slot).transmit(slot, grant.start)
+            members.transmit(name, grant)  # roles and predistorters count on being asked
             beam, attempt = members.acting(name, slot).beam(slot), found.get(name)
             if attempt is not None and attempt.beam != beam:
                 return (f"slot {slot.index} ({slot.purpose}): node {name} received with beam {attempt.beam}, the "
