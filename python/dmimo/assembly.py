@@ -220,7 +220,7 @@ class Assembly:
         if sync is not None:
             first += sync.first_phases()
         elif self.linearization is not None:
-            first += self.linearization.plan.phases(window)
+            first += self.linearization.plan.phases(window, calibrates=False)
         verified = self.plan.phases(window) if self.verifies else []
         if self.serves_many:
             verified = verified + self.multiuser_plan.phases(window)

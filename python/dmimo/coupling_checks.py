@@ -11,6 +11,7 @@ from .testbed_yaml import Document, show
 if TYPE_CHECKING:
     from .testbed import Testbed
 
+MIN_HOLD = 3  # samples of a pilot, with one guarded at either end
 LAGS = 4  # samples beyond the guards, early and late, at which pilots are looked for
 PROBE_TERMS = 2  # further orders that are looked at, to see whether the order is high enough
 PILOTS_PER_TERM, PILOTS_PER_TERM_WITH_MEMORY = 2, 3  # fewer do not always determine the coefficients
@@ -64,6 +65,10 @@ def _check_pilots(document: Document, testbed: Testbed) -> None:
     if settings.memory_depth > 1 and settings.hold_samples > 1:
         raise document.error(("mutual_coupling", "hold_samples"), f"value {settings.hold_samples}: must be 1 with "
                              f"memory_depth = {settings.memory_depth}: pilots that are held show no memory")
+    if testbed.frontend == "usrp" and settings.memory_depth == 1 and settings.guard_samples < 1:
+        raise document.error(("mutual_coupling", "guard_samples"), f"value {settings.guard_samples}: must be at least "
+                             "1 with frontend: usrp, whose filters and fractions of a sample smear pilots: "
+                             f"hold_samples at least {MIN_HOLD}")
     if 2 * settings.guard_samples >= settings.hold_samples:
         raise document.error(("mutual_coupling", "guard_samples"), f"value {settings.guard_samples}: twice that must "
                              f"be below hold_samples = {settings.hold_samples}")

@@ -4,12 +4,12 @@ r"""Do the pairs of ports agree on a calibration? What is left of each pair agai
 With :math:`g_{mn} / g_{nm} = c_n / c_m` both directions of a pair give the same :math:`c_m g_{mn}`. The difference for
 an estimate of c, over its deviation,
 
-.. math:: z_{mn} = \frac{c_m g_{mn} - c_n g_{nm}}{\sqrt{|c_m|^2 s_m + |c_n|^2 s_n + \epsilon |c_m g_{mn}|^2}}
+.. math:: z_{mn} = \frac{c_m g_{mn} - c_n g_{nm}}{\sqrt{|c_m|^2 s_m + |c_n|^2 s_n + v_{mn} |c_m g_{mn}|^2}}
 
 has unit variance at any SNR, so that :math:`\sum_{m < n} |z_{mn}|^2` is Gamma with as many degrees of freedom as there
 are pairs more than coefficients. Coupling that is not reciprocal, gains that move between the two directions and
-receivers that compress all make it larger. :math:`\epsilon` is what pairs may differ by without a word (`TOLERANCE`),
-and what is known of the ports beside noise.
+receivers that compress all make it larger. v is what is known of the errors of the two ports beside noise; pairs are
+said to agree if they do with v larger by `TOLERANCE`.
 """
 
 from typing import NamedTuple
@@ -25,8 +25,8 @@ TOLERANCE = 1e-5
 
 
 class Consistency(NamedTuple):
-    """agrees: noise explains the pairs; excess: mean of |z|^2 over what noise makes of it; port_excess (M,): sum of
-    each port's |z|^2, the largest that of the port that fits worst.
+    """agrees: noise explains the pairs, but for the tolerance; excess: mean of |z|^2 over what noise makes of it;
+    port_excess (M,): sum of each port's |z|^2 with the tolerance, the largest that of the port that fits worst.
     """
 
     agrees: bool
@@ -46,12 +46,14 @@ def consistency(gains: ArrayLike, c: ArrayLike, noise_var: ArrayLike, port_varia
     paths = c[:, None] * gains
     noise = np.abs(c) ** 2 * np.broadcast_to(noise_var, c.shape)
     ports = np.broadcast_to(port_variance, c.shape)
-    share = TOLERANCE + ports[:, None] + ports
-    variance = noise[:, None] + noise + share * 0.5 * (np.abs(paths) ** 2 + np.abs(paths.T) ** 2)
+    power = 0.5 * (np.abs(paths) ** 2 + np.abs(paths.T) ** 2)
+    variance = noise[:, None] + noise + (ports[:, None] + ports) * power
     measured = (gains != 0) & (gains.T != 0) & ~np.eye(len(c), dtype=bool)
-    left = np.where(measured, np.abs(paths - paths.T) ** 2 / np.where(measured, variance, 1.0), 0.0)
+    difference = np.where(measured, np.abs(paths - paths.T) ** 2, 0.0)
+    tolerated = difference / np.where(measured, variance + TOLERANCE * power, 1.0)
     freedom = np.count_nonzero(measured) // 2 - (len(c) - 1)
-    total = 0.5 * float(left.sum())
     if freedom < 1:
-        return Consistency(True, 1.0, left.sum(axis=1))
-    return Consistency(bool(gammaincc(freedom, total) >= FALSE_ALARM), total / freedom, left.sum(axis=1))
+        return Consistency(True, 1.0, tolerated.sum(axis=1))
+    excess = 0.5 * np.sum(difference / np.where(measured, variance, 1.0)) / freedom
+    agrees = gammaincc(freedom, 0.5 * tolerated.sum()) >= FALSE_ALARM
+    return Consistency(bool(agrees), float(excess), tolerated.sum(axis=1))

@@ -153,12 +153,12 @@ class MutualCouplingPlan:
         first = sum(self.num_ports[name] for name in names[: names.index(ap)])
         return slice(first, first + self.num_ports[ap])
 
-    def phases(self, window: int) -> list[tuple[str, int, list[Slot]]]:
-        """Phases for `slots.build_schedule`."""
+    def phases(self, window: int, calibrates: bool = True) -> list[tuple[str, int, list[Slot]]]:
+        """Phases for `slots.build_schedule`: without linear pilots where nobody asks for a calibration."""
         phases = []
         if self.predistorts:
             phases.append((AMPLITUDES, window, self._slots(AMPLITUDES, self.repeats)))
-        if not self.single_stage:
+        if calibrates and not self.single_stage:
             phases.append((COUPLING, window, self._slots(COUPLING, self.linear_repeats)))
         return phases
 

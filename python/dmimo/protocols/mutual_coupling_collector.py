@@ -27,6 +27,7 @@ Calibration = Literal["all_pairs", "ratio", "single_stage"]
 # Of the energy at the best lag that must be found at the expected one.
 # Held pilots that come l samples off lose l / hold of their amplitude there: with guards the share must be larger.
 MIN_LAG_SHARE = 0.5
+COMPRESSION = 0.1  # of an amplifier at unit power, in size: 0.9 dB or 6 degrees
 TINY = 1e-30  # noise variance where there is no noise
 
 
@@ -157,8 +158,9 @@ class MutualCouplingCollector:
         r"""Variance (ports,) of log c from what predistortion leaves of the amplifiers at the linear pilots' amplitude.
 
         A pilot of amplitude 1 comes out as :math:`1 - \sum_p \delta_p`, delta the errors of the coefficients; where
-        predistortion is refused, as :math:`1 + \sum_p \kappa_p`, of which what all ports share cancels. Samples before
-        that count as noise, as pilots have random phases.
+        predistortion is refused, as :math:`1 + \sum_p \kappa_p`, of which what all ports share cancels. How much that
+        is, is known from the estimate, or where that is poor, from what amplifiers do (`COMPRESSION`). Samples before
+        it count as noise, as pilots have random phases.
         """
         if ap not in self.identifications:
             return np.zeros(self._plan.num_ports[ap])
@@ -167,11 +169,9 @@ class MutualCouplingCollector:
         own = found.covariance[:, depth - 1 :: depth, depth - 1 :: depth].real
         errors = np.where(found.heard, np.sum(own, axis=(-2, -1)), np.inf)
         kappa = found.coefficients.reshape(len(errors), depth, -1)[:, 0, 1:].sum(axis=-1)
-        compression = np.where(found.refused, kappa, 0.0)
-        bias = np.abs(compression - compression[found.heard].mean()) ** 2 if found.heard.any() else 0.0
-        # What is estimated of a compression holds the estimate's own error, unless that was enlarged for a misfit.
-        known = np.where(found.unexplained, bias, np.maximum(bias - errors, 0.0))
-        return np.where(found.refused, known, bias + errors)
+        expected = np.where(found.refused, kappa / (1 + errors / COMPRESSION**2), 0.0)
+        uncertain = np.where(found.refused, 1 / (1 / COMPRESSION**2 + 1 / np.maximum(errors, TINY)), errors)
+        return np.abs(expected - expected.mean()) ** 2 + uncertain
 
     def _matched(self, ap: str, statistics: PilotStatistics, result: Mapping[str, object]) -> Links:
         """Links of an AP from the swept pilots."""
