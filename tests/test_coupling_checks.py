@@ -118,8 +118,8 @@ MISTAKES = [
     (["guard_samples: 2 -> guard_samples: 4"], 15, "guard_samples: value 4: twice that must be below hold_samples = 8"),
     (["num_pilots: 100 -> num_pilots: 9"], 14, "num_pilots: value 9: must be at least 10 for order = 5, memory_depth "),
     (["uniform -> two_level"], 14, "design: value two_level: two amplitudes do not show order 5; allowed: data_like, "),
-    (["uniform -> data_like", "peak_db: 9 -> peak_db: 19"], 14, "peak_db: value 19: must be at least 0 and at most 18"),
-    (["uniform -> data_like", "peak_db: 9 -> peak_db: -1"], 14, "peak_db: value -1: must be at least 0 and at most 18"),
+    (["uniform -> data_like", "peak_db: 9 -> peak_db: 19"], 14, "peak_db: value 19: must be at most 18 for order = 5"),
+    (["uniform -> data_like", "peak_db: 9 -> peak_db: -1"], 14, "peak_db: value -1: must be at least 0"),
     (["calibration: ratio -> calibration: single_stage"], 15, "calibration: value single_stage: only with predistort:"),
     (["slot_samples: 1264 -> slot_samples: 879"], 12, "slots.slot_samples: value 879: must be at least 880 = lead_"
      "samples + prefix_samples + num_pilots * hold_samples + prefix_samples for mutual_coupling"),
@@ -173,6 +173,15 @@ def test_linearity_needs_mutual_coupling_and_two_access_points_without_it():
             "with which one calibrates itself") in failure(text)
     two = text.replace("nodes:\n", "nodes:\n" + ENTER)
     assert "bed.yml:14: linearity: needs a section mutual_coupling" in failure(two)
+
+
+def test_pilots_of_radios_are_held_and_guarded():
+    text = changed("peak_db: 9 -> peak_db: 6") + USRP + "frontend: usrp\n"
+    assert "mutual_coupling.guard_samples: value 0: must be at least 1 with frontend: usrp" in failure(
+        text.replace("guard_samples: 2", "guard_samples: 0"))
+    testbed.parse(text.replace("guard_samples: 2", "guard_samples: 1"))
+    # Memory shows in pilots that are not held.
+    testbed.parse(text.replace("hold_samples: 8", "hold_samples: 1").replace("guard_samples: 2", "memory_depth: 2"))
 
 
 def test_largest_pilot_of_a_radio_fits_its_converter():

@@ -91,10 +91,9 @@ def _check_design(document: Document, testbed: Testbed) -> None:
                              f"{settings.order}; allowed: data_like, uniform, or order: 3")
     if settings.design == "data_like":
         most = MAX_DATA_PEAK_DB[settings.order]
-        if not 0.0 <= settings.peak_db <= most:
-            raise document.error(("mutual_coupling", "peak_db"), f"value {settings.peak_db:g}: must be at least 0 and "
-                                 f"at most {most:g} for order = {settings.order} with design: data_like; uniform has "
-                                 "no such limits")
+        if settings.peak_db > most:
+            raise document.error(("mutual_coupling", "peak_db"), f"value {settings.peak_db:g}: must be at most {most:g} "
+                                 f"for order = {settings.order} with design: data_like; uniform has no such limit")
 
 
 def _check_slot(document: Document, testbed: Testbed) -> None:
