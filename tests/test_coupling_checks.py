@@ -181,7 +181,8 @@ def test_pilots_of_radios_are_held_and_guarded():
         text.replace("guard_samples: 2", "guard_samples: 0"))
     testbed.parse(text.replace("guard_samples: 2", "guard_samples: 1"))
     # Memory shows in pilots that are not held.
-    testbed.parse(text.replace("hold_samples: 8", "hold_samples: 1").replace("guard_samples: 2", "memory_depth: 2"))
+    testbed.parse(text.replace("hold_samples: 8", "hold_samples: 1").replace("guard_samples: 2", "guard_samples: 0")
+                  .replace("memory_depth: 1", "memory_depth: 2"))
 
 
 def test_largest_pilot_of_a_radio_fits_its_converter():

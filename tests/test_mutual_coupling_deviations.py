@@ -63,6 +63,16 @@ def test_amplifiers_that_are_left_as_they_are_turn_c_by_what_they_differ():
     assert without > 3
 
 
+def test_a_model_that_is_too_small_costs_certainty():
+    """A limiter at 2.2, beyond which third order means nothing: c at amplitude 1 is wrong, and not by the noise."""
+    def flagged(collector):
+        assert collector.identifications["ap1"].mismatch_limited.all()
+
+    saturation = np.array([[2.2, 2.6, 2.0, 3.0, 2.4, 2.8]]).T
+    mean, _ = ratio_of(plan_of({"ap1": 6}), trials=10, noise_var=1e-6, saturation=saturation, check=flagged)
+    assert 0.005 < mean < 2
+
+
 def test_a_poor_first_port_does_not_make_the_others_look_poor():
     array = Array(np.random.default_rng(1), 2, 3, noise_var=1e-6)
     array.gains[0] *= 1e-2

@@ -171,7 +171,9 @@ class MutualCouplingCollector:
         kappa = found.coefficients.reshape(len(errors), depth, -1)[:, 0, 1:].sum(axis=-1)
         expected = np.where(found.refused, kappa / (1 + errors / COMPRESSION**2), 0.0)
         uncertain = np.where(found.refused, 1 / (1 / COMPRESSION**2 + 1 / np.maximum(errors, TINY)), errors)
-        return np.abs(expected - expected.mean()) ** 2 + uncertain
+        # A model that is too small is wrong at this amplitude by as much as over all pilots, in size.
+        misfit = np.where(found.mismatch_limited, found.mismatch, 0.0)
+        return np.abs(expected - expected.mean()) ** 2 + uncertain + misfit
 
     def _matched(self, ap: str, statistics: PilotStatistics, result: Mapping[str, object]) -> Links:
         """Links of an AP from the swept pilots."""
