@@ -80,7 +80,10 @@ def test_a_poor_first_port_does_not_make_the_others_look_poor():
     collector = run(plan_of({"ap1": 6}), {"ap1": array})[1]
     assert collector.hubs["ap1"] != 0
     assert collector.phase_std_rad[0] > 20 * collector.phase_std_rad[1:].max()
-    assert collector.calibrations["ap1"].reference == 0
+    assert collector.calibrations["ap1"].reference == collector.hubs["ap1"]
+    assert collector.calibrations["ap1"].c[collector.hubs["ap1"]] == 1
+    assert collector.phase_std_rad[collector.hubs["ap1"]] == 0
+    assert collector.c[0] == 1
 
 
 def test_gains_of_linear_pilots_are_those_of_the_links():

@@ -7,6 +7,7 @@ from coupled_arrays import complex_normal
 from gnuradio.dmimo.core import predistortion as dpd
 from gnuradio.dmimo.core.memory_polynomial import predistort_with_memory
 from gnuradio.dmimo.core.predistortion_judgement import gaussian_clipping, judge
+from gnuradio.dmimo.simulation.amplifiers import draw_amplifiers
 
 PEAK = 10 ** (10 / 20)
 PILOTS = dpd.design_pilots(120, "uniform", peak=PEAK, rng=np.random.default_rng(1))
@@ -45,6 +46,11 @@ def left_over(kappa, taps, coefficients, x):
         rest = z - basis @ np.linalg.lstsq(basis, z, rcond=None)[0]
         left.append(np.sum(np.abs(rest) ** 2) / np.sum(np.abs(wanted) ** 2))
     return np.array(left)
+
+
+def nmse(x, z):
+    gain = np.sum(z * x.conj(), axis=-1, keepdims=True) / np.sum(np.abs(x) ** 2, axis=-1, keepdims=True)
+    return np.mean(np.abs(z / gain - x) ** 2, axis=-1)
 
 
 def gaussian(rng, count, num=4000):
@@ -119,6 +125,22 @@ def test_noise_that_is_all_there_is_enlarges_nothing():
     known, estimated = dpd.identify_amplifiers(statistics, noise_var=1e-4), dpd.identify_amplifiers(statistics)
     assert not known.unexplained.any()
     np.testing.assert_allclose(known.covariance, estimated.covariance, rtol=0.15)
+
+
+@pytest.mark.parametrize(("peak_db", "helps"), [(5, False), (7, False), (11, True)])
+def test_pilots_that_end_too_early_clip_more_than_they_mend(peak_db, helps):
+    """GaN amplifiers of known coefficients at 12 dB back-off: beyond the pilots data are clipped."""
+    amplifiers = draw_amplifiers(np.random.default_rng(1), 3, back_off_db=12.0, spread=0.1)
+    coefficients, peak = amplifiers.coefficients[:, 0], 10 ** (peak_db / 20)
+    judged = judge(coefficients, np.zeros((3, 4, 4)), np.ones(3, bool), depth=1, peak=peak, amplitudes=None,
+                   backoff_db=peak_db, min_improvement=6.0)
+    x = complex_normal(np.random.default_rng(2), 3, 200_000)
+    sent = dpd.predistort(x, coefficients, max_amplitude=peak)
+    before, after = (nmse(x, amplifiers(u)) for u in (x, sent))
+    assert np.all((after < before) == helps)
+    assert np.all(judged.refused == (not helps))
+    if not helps:  # there are enough clips to count
+        np.testing.assert_allclose(judged.clipping, after, rtol=0.1)
 
 
 def test_clipping_of_gaussian_data_is_that_of_samples():

@@ -92,8 +92,9 @@ def _check_design(document: Document, testbed: Testbed) -> None:
     if settings.design == "data_like":
         most = MAX_DATA_PEAK_DB[settings.order]
         if settings.peak_db > most:
-            raise document.error(("mutual_coupling", "peak_db"), f"value {settings.peak_db:g}: must be at most {most:g} "
-                                 f"for order = {settings.order} with design: data_like; uniform has no such limit")
+            raise document.error(("mutual_coupling", "peak_db"), f"value {settings.peak_db:g}: must be at most "
+                                 f"{most:g} for order = {settings.order} with design: data_like; uniform has no such "
+                                 "limit")
 
 
 def _check_slot(document: Document, testbed: Testbed) -> None:

@@ -25,6 +25,8 @@ from .predistortion_inverse import invertible_range
 
 # Quantiles of the data's amplitudes over which distortion is predicted, and how often they stand in a sequence.
 _DATA_POINTS, _REPEATS = 64, 8
+# Amplitudes of Gaussian data of unit power, rare ones too; their density is a exp(-a^2), but for a factor.
+_TAIL = np.linspace(0.0, 4.5, 257)[1:]
 # Amplitude from which a Gaussian sample of unit power is never found.
 _FAR = 30.0
 # Taps of the linear filter that is no distortion, at least as many as amplifiers remember.
@@ -78,13 +80,20 @@ def judge(
     noise = np.einsum("...pq,...qp->...", before, covariance).real
     without = np.maximum(np.einsum("...p,...pq,...q->...", kappa.conj(), before, kappa).real - noise, 0.0)
     refused = ~heard | ~converges | ~(without >= min_improvement * remaining) | (without <= 0.0)
-    if depth == 1:
-        refused |= _clips_more_than_it_mends(coefficients, remaining, grid, reach)
     if amplitudes is None:
-        clipping, share = gaussian_clipping(reach * 10.0 ** (backoff_db / 20.0) / peak)
+        rms = peak * 10.0 ** (-backoff_db / 20.0)
+        clipping, share = gaussian_clipping(reach / rms)
+        every, weights = rms * _TAIL, _TAIL * np.exp(-(_TAIL**2))
     else:
-        clipping = _distortion(grid, np.minimum(grid, reach[..., None]) + 0j)
+        every, weights = grid, np.ones(grid.shape)
+        clipping = _distortion(grid, np.minimum(grid, reach[..., None]) + 0j, weights)
         share = np.mean(grid > reach[..., None], axis=-1)
+    # Clipping must not cost more than the distortion that goes. Beyond the pilots the amplifier is unknown: at best its
+    # gain stays what it was.
+    direct = coefficients[..., ::depth]
+    known = np.minimum(every, peak)
+    untouched = _distortion(every, amplify(known, direct) * (every / known), weights)
+    refused |= (share > 0.0) & (clipping + remaining > untouched)
     return Judgement(without, np.where(heard, remaining, np.inf), clipping, share, refused)
 
 
@@ -94,13 +103,6 @@ def gaussian_clipping(reach: NDArray) -> tuple[NDArray, NDArray]:
     gain = 1.0 - share + 0.5 * np.sqrt(np.pi) * np.minimum(reach, _FAR) * erfc(reach)
     # Far out the difference is rounding.
     return np.maximum(1.0 - share - gain**2, 0.0) / gain**2, share
-
-
-def _clips_more_than_it_mends(coefficients: NDArray, remaining: NDArray, grid: NDArray, reach: NDArray) -> NDArray:
-    """Whether (...) clipping beyond the invertible range costs more than the distortion that goes."""
-    limited = np.minimum(grid, reach[..., None]) + 0j
-    worse = _distortion(grid, limited) + remaining > _distortion(grid, amplify(grid, coefficients))
-    return worse & np.any(grid > reach[..., None], axis=-1)
 
 
 def _sequence(grid: NDArray) -> NDArray:
@@ -129,8 +131,8 @@ def _matrix(basis: NDArray, linear: NDArray, power: float) -> NDArray:
     return (np.swapaxes(left.conj(), -1, -2) @ left)[..., 1:, 1:] / power
 
 
-def _distortion(wanted: NDArray, output: NDArray) -> NDArray:
-    """NMSE (...) of outputs (..., N) for wanted amplitudes (N,), best linear gain removed."""
-    share = np.abs(np.sum(wanted * output, axis=-1)) ** 2 / np.sum(wanted**2)
-    gain_squared = share / np.sum(wanted**2)
-    return (np.sum(np.abs(output) ** 2, axis=-1) - share) / (np.sum(wanted**2) * np.maximum(gain_squared, 1e-300))
+def _distortion(wanted: NDArray, output: NDArray, weights: NDArray) -> NDArray:
+    """NMSE (...) of outputs (..., N) for wanted amplitudes (N,) of these weights (N,), best linear gain removed."""
+    energy = np.sum(weights * wanted**2)
+    share = np.abs(np.sum(weights * wanted * output, axis=-1)) ** 2 / energy
+    return (np.sum(weights * np.abs(output) ** 2, axis=-1) - share) / np.maximum(share, 1e-300)

@@ -227,6 +227,7 @@ class SweepCollector:
         self.node_of_port = np.repeat(np.arange(len(counts)), counts)
         self._port_names = tuple(f"{name}:{port}" for name, count in zip(layouts, counts, strict=True)
                                  for port in range(count))
+        self._port_variance = np.zeros(self.node_of_port.size)
         self.delay_samples = 0.0
         self.sweep: SweepData | None = None
         self.calibration = None
@@ -324,7 +325,9 @@ class SweepCollector:
         return tuple(reasons)
 
     def update(self, product: Product) -> None:
-        """The calibration needs nothing from other phases."""
+        """Take how uncertain c is by the amplifiers, where these were linearised."""
+        if "predistortion_variance" in product.values:
+            self._port_variance = np.asarray(product.values["predistortion_variance"])
 
     def produce(self, phase: str, grants: Sequence[Grant], results: Mapping[str, Mapping[str, object]]) -> Product:
         """The calibration: c, frequency and delay of each port with their predicted deviations."""
@@ -348,9 +351,13 @@ class SweepCollector:
                         f"expected: must be within -{self._advance} ... "
                         f"{self._symbol.prefix_samples - self._advance}, longer prefix_samples allow more",)
         coarse = (sweep.coarse_delay - sweep.coarse_delay[estimate.reference]) / self._samp_rate
+        # Against the reference, whose amplifier errs as well.
+        more = self._port_variance + self._port_variance[estimate.reference]
+        more[estimate.reference] = 0.0
         self.calibration = estimate = replace(
             estimate, delay_s=estimate.delay_s + coarse, reasons=reasons, trusted=estimate.trusted and
-            reasons == tuple(estimate.reasons))
+            reasons == tuple(estimate.reasons), covariance=estimate.covariance + np.diag(more),
+            phase_std_rad=np.sqrt(estimate.phase_std_rad**2 + more / 2))
         values = {name: getattr(estimate, name) for name in ("c", "frequency_hz", "delay_s", "phase_std_rad")}
         values["reference_time"] = int(estimate.reference_time)
         return Product(phase, values, bool(estimate.trusted), reasons)

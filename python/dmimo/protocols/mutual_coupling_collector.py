@@ -27,7 +27,7 @@ Calibration = Literal["all_pairs", "ratio", "single_stage"]
 # Of the energy at the best lag that must be found at the expected one.
 # Held pilots that come l samples off lose l / hold of their amplitude there: with guards the share must be larger.
 MIN_LAG_SHARE = 0.5
-COMPRESSION = 0.1  # of an amplifier at unit power, in size: 0.9 dB or 6 degrees
+COMPRESSION = 0.07  # of an amplifier at unit power, in size: 0.6 dB or 4 degrees
 TINY = 1e-30  # noise variance where there is no noise
 
 
@@ -61,9 +61,10 @@ class MutualCouplingCollector:
     identifications : dict of AP to Identification
         Empty where amplifiers are not identified.
     calibrations : dict of AP to SideCalibration
-        c, 1 at the first port that is not excluded; nan, with infinite deviations, at those that are.
+        c, 1 at the port that is known best, against which its deviations are; nan, with infinite deviations, at ports
+        that are excluded.
     hubs : dict of AP to int
-        Port against which its deviations are, the one that is known best.
+        The port that is known best.
     doubts : list of str
         What speaks against the calibrations, in sentences.
     """
@@ -89,9 +90,11 @@ class MutualCouplingCollector:
 
     @property
     def c(self) -> np.ndarray:
-        """Calibration (ports,) of all APs, each with a scale of its own, as products have it: 0 where excluded."""
-        c = np.concatenate([one.c for one in self.calibrations.values()])
-        return np.where(np.isfinite(c), c, 0.0)
+        """Calibration (ports,) of all APs as products have it: 1 at the first port of each that is not excluded, 0 at
+        those that are.
+        """
+        parts = [np.where(np.isfinite(one.c), one.c, 0.0) for one in self.calibrations.values()]
+        return np.concatenate([c / c[np.argmax(c != 0)] if c.any() else c for c in parts])
 
     @property
     def phase_std_rad(self) -> np.ndarray:
@@ -136,7 +139,9 @@ class MutualCouplingCollector:
 
     def _identify(self, statistics: Mapping[str, PilotStatistics],
                   results: Mapping[str, Mapping[str, object]]) -> dict[str, np.ndarray]:
-        """`predistortion` (ports, P), or (ports, L, P), and `predistortion_peak` (ports,): see `NodePredistortion`."""
+        """`predistortion` (ports, P), or (ports, L, P), and `predistortion_peak` (ports,): see `NodePredistortion`;
+        `predistortion_variance` (ports,) of log c of every port from what is left of the amplifiers.
+        """
         plan = self._plan
         terms = (plan.order + 1) // 2
         count = sum(plan.num_ports.values())
@@ -152,7 +157,8 @@ class MutualCouplingCollector:
             peaks[own] = np.where(found.refused, np.inf, found.max_amplitude)
         if plan.memory_depth == 1:
             coefficients = coefficients[:, 0]
-        return {"predistortion": coefficients, "predistortion_peak": peaks}
+        left = np.concatenate([self._left_over(ap) for ap in plan.num_ports])
+        return {"predistortion": coefficients, "predistortion_peak": peaks, "predistortion_variance": left}
 
     def _left_over(self, ap: str) -> np.ndarray:
         r"""Variance (ports,) of log c from what predistortion leaves of the amplifiers at the linear pilots' amplitude.
@@ -210,9 +216,9 @@ class MutualCouplingCollector:
             elif not (self._excludes or usable.all()):
                 reasons += [f"node {ap}: port {port}: does not hear the others, or is not heard, well enough to be "
                             "calibrated" for port in np.flatnonzero(~usable)]
-            c = np.where(usable, found.c, np.nan)
+            c, hub = np.where(usable, found.c, np.nan), self.hubs.get(ap, 0)
             self.calibrations[ap] = replace(
-                found, c=c / c[usable][0] if usable.any() else c, reference=int(np.argmax(usable)),
+                found, c=c / c[hub] if usable[hub] else c, reference=hub,
                 phase_std_rad=np.where(usable, found.phase_std_rad, np.inf), reference_time=time,
                 trusted=bool(np.count_nonzero(usable) > 1))
         return reasons
@@ -232,8 +238,9 @@ class MutualCouplingCollector:
             self.hubs[ap] = int(used[hub])
             method = "argos" if self._method == "ratio" else "ml"
             c[used], covariance[own] = calibrate_array(gains[..., None], noise, method, hub)
-            covariance[used, used] += links.variance[used]
-            covariance[own] *= self._contradiction(ap, gains, noise, links.variance[used], used)
+            whole = covariance[own] + np.diag(links.variance[used])
+            whole = whole - whole[hub] - whole[:, hub, None] + whole[hub, hub]
+            covariance[own] = whole * self._contradiction(ap, gains, noise, links.variance[used], used)
         return SideCalibration(c=c, delay_s=np.zeros(count), frequency_hz=np.zeros(count), covariance=covariance,
                                phase_std_rad=phase_std(covariance), reference_time=0)
 
