@@ -18,8 +18,8 @@ from gnuradio.dmimo.simulation.amplifiers import GAN_POLYNOMIAL, Amplifiers
 from scipy.special import gamma, gammainc
 
 NUM_PILOTS = 200
-NUMBERS = ("predicted_std", "reach", "distortion_without_db", "distortion_with_db", "predicted_db", "mismatch_db",
-           "clipping_db", "clipped_share")
+NUMBERS = ("predicted_std", "reach", "distortion_without_db", "distortion_with_db", "predicted_db", "predistorted_db",
+           "mismatch_db", "clipping_db", "clipped_share")
 
 
 def noise(rng, shape, variance=1.0):
@@ -219,10 +219,11 @@ def test_prediction_is_the_power_sum_of_its_parts():
     section = reports.amplifiers_section(found, names(6))
     refused = np.isin(names(6), section["flags"]["refused"])
     assert np.count_nonzero(~refused) > 0
-    total = 0.0
-    for key in ("distortion_with_db", "mismatch_db", "clipping_db"):
-        total = total + np.where(np.isfinite(section[key]), 10 ** (section[key] / 10), 0.0)
-    np.testing.assert_allclose(section["predicted_db"][~refused], 10 * np.log10(total)[~refused])
+    errors, mismatch, clipping = (np.where(np.isfinite(section[key]), 10 ** (section[key] / 10), 0.0)
+                                  for key in ("distortion_with_db", "mismatch_db", "clipping_db"))
+    inside = errors + mismatch
+    np.testing.assert_allclose(section["predistorted_db"][~refused], 10 * np.log10(inside)[~refused])
+    np.testing.assert_allclose(section["predicted_db"][~refused], 10 * np.log10(inside + clipping)[~refused])
     assert np.all(section["predicted_db"][1] > -30)
 
 
@@ -235,6 +236,7 @@ def test_ports_that_stay_as_they_are_keep_their_distortion_and_silent_ones_have_
     heard = refused & (np.arange(6) != 2)
     assert heard.any()
     np.testing.assert_array_equal(section["predicted_db"][heard], section["distortion_without_db"][heard])
+    assert np.isnan(section["predistorted_db"][refused]).all()
 
 
 def test_prediction_is_near_the_truth_where_the_order_is_too_low():
@@ -365,7 +367,7 @@ def test_access_point_that_predistortion_makes_worse_is_a_doubt():
     assert doubts(evm_db=-29.1) == ["ap2: predistortion makes it worse: EVM -30.0 dB before, -29.1 dB after"]
     assert doubts(evm_db=-28.0, aclr_db=37.5, clips=188) == [
         "ap2: predistortion makes it worse: EVM -30.0 dB before, -28.0 dB after; ACLR 40.0 dB before, 37.5 dB after "
-        "(188 samples were clipped: lower linearity.power_db)"]
+        "(188 samples were clipped: lower linearity.power_db, or raise mutual_coupling.peak_db)"]
     # Noise hides one of the two, so that they do not compare.
     assert doubts(evm_db=None, aclr_db=None, std_db=None) == []
     assert doubts(evm_db=-28.0, std_db=None) == []
@@ -373,7 +375,7 @@ def test_access_point_that_predistortion_makes_worse_is_a_doubt():
 
 @pytest.mark.parametrize(("flag", "words"), [
     ("mismatch_limited", "beyond order 3, order too low: raise mutual_coupling.order, or lower peak_db"),
-    ("unexplained", "memory, or pilots that are smeared: raise hold_samples and guard_samples"),
+    ("unexplained", "explains: memory (memory_depth), an order that is too low, or pilots that are smeared"),
     ("receivers_disagree", "different receivers"), ("refused", "not predistorted")])
 @pytest.mark.parametrize("protocol", ["linearize", "sweep"])
 def test_flagged_amplifiers_are_doubts_of_every_run(flag, words, protocol):
@@ -383,6 +385,17 @@ def test_flagged_amplifiers_are_doubts_of_every_run(flag, words, protocol):
     assert doubt.startswith("2 of 6 ports ")
     assert words in doubt
     assert doubt.endswith(": ap1:0, ap2:1")
+
+
+def test_predistorted_ports_that_clip_much_are_a_doubt():
+    found = identify(third_order(KAPPA), variance=1e-6)
+    found.refused[:] = [False, False, False, True, False, False]
+    found.clipped_share[:] = [0.0, 0.0101, 0.01, 0.5, np.nan, 0.0]
+    what = ("of data of unit power: more back-off, or a higher peak_db where pilots end below what the amplifier can "
+            "reach")
+    assert content(linearizer(found))["doubts"][1:] == [f"1 of 6 ports clip 1 % {what}: ap1:1"]
+    found.clipped_share[5] = 0.034
+    assert content(linearizer(found), "sweep")["doubts"][1:] == [f"2 of 6 ports clip up to 3.4 % {what}: ap1:1, ap2:2"]
 
 
 def test_doubts_name_eight_ports_and_count_the_others():
@@ -401,6 +414,8 @@ def test_doubts_of_collector_and_verification_are_told():
 def test_deviations_count_from_a_port_that_is_named():
     arrays = content()["access_points"]
     assert [arrays[ap]["deviations_from"] for ap in ("ap1", "ap2")] == ["ap1:1", "ap2:2"]
+    assert arrays["ap1"]["trusted"] is arrays["ap2"]["trusted"] is True
+    np.testing.assert_array_equal([arrays[ap][key] for ap in arrays for key in ("frequency_hz", "delay_s")], 0.0)
     member = linearizer()
     member.hubs.clear()
     assert content(member)["access_points"]["ap1"]["deviations_from"] is None
@@ -431,8 +446,8 @@ def test_sweep_names_ports_that_stay_as_they_are():
     """Amplifiers so linear that predistortion cannot help for certain."""
     report = whole_report("sweep", sweeping(BED).replace("[-0.03, 0.02]", "[1.0e-6, 0]"))
     assert report["error"] is None
-    assert report["doubts"] == ["6 of 6 ports are not predistorted, since it would not help for certain: "
-                                + ", ".join(PORTS)]
+    assert report["doubts"] == ["6 of 6 ports are not predistorted: linear as they are, known too poorly (more "
+                                "pilots), or clipped by it more than mended (a higher peak_db): " + ", ".join(PORTS)]
     assert whole_report("sweep", sweeping(BED).replace("[-0.03, 0.02]", "[-0.01, 0]"))["doubts"] == []
 
 

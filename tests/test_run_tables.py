@@ -31,16 +31,26 @@ def printed(table, width):
 def amplifiers(count=3, **flags):
     return {"ports": [f"ap1:{port}" for port in range(count)], "order": 3, "order_checked": True,
             "distortion_without_db": np.linspace(-30.0, -40.0, count), "distortion_with_db": np.full(count, -81.0),
-            "predicted_db": np.linspace(-39.0, -41.0, count), "clipped_share": np.full(count, 3e-4), "deaf": [],
+            "predistorted_db": np.linspace(-59.0, -61.0, count), "clipping_db": np.full(count, -42.0),
+            "clipped_share": np.full(count, 3e-4), "deaf": [],
             "flags": {name: flags.get(name, []) for name in FLAGS}}
 
 
-def test_amplifiers_show_all_that_predistortion_leaves():
+def test_amplifiers_show_what_predistortion_leaves_and_apart_from_it_what_is_clipped():
     table = run_tables.amplifier_table(amplifiers(mismatch_limited=["ap1:1"], saturated=["ap1:2"]))
     assert table.title == "Amplifiers, order 3"
-    assert cells(table) == [("ap1:0", "-30.0", "-39.0", "0.03", ""),
-                            ("ap1:1", "-35.0", "-40.0", "0.03", "order too low"),
-                            ("ap1:2", "-40.0", "-41.0", "0.03", "receivers saturated")]
+    for word in ("distortion", "predistorted", "clipping", "[dB]", "[%]"):
+        assert word in printed(table, 80), word
+    assert cells(table) == [("ap1:0", "-30.0", "-59.0", "-42.0", "0.03", ""),
+                            ("ap1:1", "-35.0", "-60.0", "-42.0", "0.03", "order too low"),
+                            ("ap1:2", "-40.0", "-61.0", "-42.0", "0.03", "receivers saturated")]
+
+
+def test_ports_without_predistortion_have_no_numbers_of_it():
+    table = run_tables.amplifier_table(amplifiers(refused=["ap1:0", "ap1:1"], unheard=["ap1:1"]))
+    assert cells(table) == [("ap1:0", "-30.0", "-", "-", "-", "left as it is"),
+                            ("ap1:1", "-", "-", "-", "-", "not heard, left as it is"),
+                            ("ap1:2", "-40.0", "-61.0", "-42.0", "0.03", "")]
 
 
 def test_title_says_that_two_amplitudes_do_not_check_the_order():
@@ -50,7 +60,7 @@ def test_title_says_that_two_amplitudes_do_not_check_the_order():
 
 def test_of_many_amplifiers_the_flagged_and_the_least_linear_are_shown():
     section = amplifiers(40, unheard=["ap1:39"])
-    section["predicted_db"][39] = section["distortion_without_db"][39] = np.nan
+    section["predistorted_db"][39] = section["distortion_without_db"][39] = np.nan
     table = run_tables.amplifier_table(section)
     assert "16 of 40 ports" in table.title
     assert [row[0] for row in cells(table)] == [f"ap1:{port}" for port in (*range(15), 39)]
@@ -84,16 +94,63 @@ def test_two_coherent_gains_are_told_apart():
     assert run_tables.gains_table({"error": "x", "slots": 3}).title == "Run, FAILED"
 
 
-def outcome(aps, report):
-    calibration = SideCalibration(c=np.ones(2, complex), delay_s=np.zeros(2), frequency_hz=np.zeros(2),
-                                  covariance=np.eye(2), phase_std_rad=np.full(2, 0.1), reference_time=0)
-    return SimpleNamespace(estimate=calibration, report={"access_points": aps} if report else {})
+CALIBRATION = SideCalibration(c=np.ones(2, complex), delay_s=np.zeros(2), frequency_hz=np.zeros(2),
+                              covariance=np.eye(2), phase_std_rad=np.full(2, 0.1), reference_time=0)
 
 
-@pytest.mark.parametrize(("port", "title"), [
-    ("ap1:1", "Calibration, predicted std against ap1:1"), (None, "Calibration")])
-def test_predicted_deviations_count_from_a_port_that_is_named(port, title):
-    (table,) = run_tables.port_tables(outcome({"ap1": {"deviations_from": port}}, True), ["ap1:0", "ap1:1"])
+def array(ap, against=1, **changes):
+    """What a report says of an array of two ports."""
+    return {"ports": [f"{ap}:0", f"{ap}:1"], "deviations_from": None if against is None else f"{ap}:{against}",
+            "trusted": True, "c": np.array([2j, 1.0]), "predicted_phase_std_deg": np.array([0.5, 0.0]),
+            "frequency_hz": np.zeros(2), "delay_s": np.zeros(2), "verification": None} | changes
+
+
+@pytest.mark.parametrize(("against", "title"), [
+    (1, "Calibration, c = 1 and deviations against ap1:1"), (None, "Calibration")])
+def test_coefficients_and_deviations_count_from_a_port_that_is_named(against, title):
+    outcome = SimpleNamespace(estimate=CALIBRATION, report={"access_points": {"ap1": array("ap1", against)}})
+    (table,) = run_tables.port_tables(outcome, ["ap1:0", "ap1:1"])
     assert table.title == title
-    (table,) = run_tables.port_tables(outcome({}, False), ["ap1:0", "ap1:1"])
+    assert cells(table)[0][:4] == ("ap1:0", "2.000", "90.000", "0.500")
+    (table,) = run_tables.port_tables(SimpleNamespace(estimate=CALIBRATION, report={}), ["a:0", "a:1"])
     assert table.title == "Calibration"
+    assert [row[0] for row in cells(table)] == ["a:0", "a:1"]
+
+
+def test_every_access_point_has_a_table_of_its_coefficients():
+    report = {"access_points": {"ap1": array("ap1"), "ap2": array("ap2", trusted=False, c=np.array([1.0, 3.0]))}}
+    tables = list(run_tables.port_tables(SimpleNamespace(estimate=None, report=report), []))
+    assert [table.title for table in tables] == [
+        "Calibration of ap1, c = 1 and deviations against ap1:1",
+        "Calibration of ap2, c = 1 and deviations against ap2:1, NOT TRUSTED"]
+    assert [row[:2] for table in tables for row in cells(table)] == [
+        ("ap1:0", "2.000"), ("ap1:1", "1.000"), ("ap2:0", "1.000"), ("ap2:1", "3.000")]
+
+
+def gains(coherent_db):
+    return {"coherent_gain_db": coherent_db, "ideal_gain_db": 3.0, "uncalibrated_gain_db": 0.5,
+            "best_single_node_db": 0.25, "port_power_db": [0.0, 0.0], "doubts": []}
+
+
+def test_every_access_point_has_a_table_of_its_gains_and_the_run_one_of_its_own():
+    arrays = {"ap1": array("ap1", verification=gains(2.5), phase_error_deg=7.0), "ap2": array("ap2"),
+              "ap3": array("ap3", verification=gains(2.75))}
+    report = {"error": "broken", "slots": 9, "phase_error_deg": 7.0, "access_points": arrays} | gains(2.5)
+    tables = list(run_tables.result_tables(report))
+    assert [table.title for table in tables] == [
+        "Verification of ap1, equal total power", "Verification of ap3, equal total power", "Run, FAILED"]
+    assert cells(tables[0]) == [
+        ("coherent gain", "2.5", "dB"), ("ideal gain", "3", "dB"), ("uncalibrated, mean of random phases", "0.5", "dB"),
+        ("best single port", "0.25", "dB"), ("phase error (true c known)", "7", "deg")]
+    assert cells(tables[1])[0] == ("coherent gain", "2.75", "dB")
+    assert cells(tables[2]) == [("slots", "9", "")]
+    (alone,) = run_tables.result_tables(report | {"access_points": {"ap1": arrays["ap1"]}})
+    assert alone.title == "Verification, equal total power, FAILED"
+    assert ("slots", "9", "") in cells(alone)
+
+
+def test_nodes_are_called_so_where_they_are_scattered():
+    report = {"error": None} | gains(2.5)
+    del report["port_power_db"]
+    assert [row[0] for row in cells(run_tables.gains_table(report))][2:] == [
+        "uncalibrated, mean of random starts", "best single node"]

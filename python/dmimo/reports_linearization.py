@@ -25,12 +25,14 @@ _REACHED = 1e-6
 _FLAGS = ("refused", "mismatch_limited", "receivers_disagree", "unexplained", "saturated")
 _NAMED = 8  # ports that a doubt names
 _DEVIATIONS = 2.0  # standard errors of a difference beyond which it is one
+_CLIPPED = 0.01  # of the data's samples, from which clipping is a doubt
 _CAUSES = {
-    "refused": "are not predistorted, since it would not help for certain",
+    "refused": "are not predistorted: linear as they are, known too poorly (more pilots), or clipped by it more than "
+               "mended (a higher peak_db)",
     "mismatch_limited": "distort beyond order {order}, order too low: raise mutual_coupling.order, or lower peak_db "
                         "where they saturate",
-    "unexplained": "have what no amplifier's polynomial explains, memory, or pilots that are smeared: raise "
-                   "hold_samples and guard_samples",
+    "unexplained": "have what no amplifier's polynomial explains: memory (memory_depth), an order that is too low, or "
+                   "pilots that are smeared (hold_samples, guard_samples)",
     "receivers_disagree": "look different to different receivers: one is saturated, or couplings are not flat or not "
                           "constant",
 }
@@ -78,7 +80,10 @@ def _array(assembly: Assembly, network: Network | None, collectors: Mapping[str,
         "excluded": _named(~np.isfinite(calibration.c), ports),
         "reference": ports[calibration.reference],
         "deviations_from": None if hub is None else ports[hub],
+        "trusted": bool(calibration.trusted),
         "reference_time": calibration.reference_time,
+        "frequency_hz": calibration.frequency_hz,
+        "delay_s": calibration.delay_s,
         "c": calibration.c,
         "predicted_phase_std_deg": np.degrees(calibration.phase_std_rad),
         **assembly.truth(network, calibration, names=(ap,)),
@@ -121,8 +126,15 @@ def _amplifier_doubts(section: Mapping[str, object] | None) -> list[str]:
     """What to know before the amplifiers' coefficients are used."""
     if section is None:
         return []
-    return [doubt for flag, cause in _CAUSES.items()
-            for doubt in _doubt(section["flags"][flag], len(section["ports"]), cause.format(order=section["order"]))]
+    ports, refused = section["ports"], section["flags"]["refused"]
+    doubts = [doubt for flag, cause in _CAUSES.items()
+              for doubt in _doubt(section["flags"][flag], len(ports), cause.format(order=section["order"]))]
+    clipped = {port: share for port, share in zip(ports, section["clipped_share"], strict=True)
+               if share > _CLIPPED and port not in refused}
+    most = f"{'up to ' if len(clipped) > 1 else ''}{100 * max(clipped.values(), default=0.0):.2g} %"
+    return doubts + _doubt(list(clipped), len(ports),
+                           f"clip {most} of data of unit power: more back-off, or a higher peak_db where pilots end "
+                           "below what the amplifier can reach")
 
 
 def _linearity_doubts(section: Mapping[str, object] | None) -> list[str]:
@@ -136,9 +148,9 @@ def _linearity_doubts(section: Mapping[str, object] | None) -> list[str]:
             if None not in numbers and sign * (numbers[1] - numbers[0]) > _DEVIATIONS * np.hypot(*numbers[2:]):
                 worse.append(f"{key.upper()} {numbers[0]:.1f} dB before, {numbers[1]:.1f} dB after")
         if worse:
-            clips = after.get("clips")
-            hint = f" ({clips} samples were clipped: lower linearity.power_db)" if clips else ""
-            doubts.append(f"{ap}: predistortion makes it worse: {'; '.join(worse)}{hint}")
+            clips, hint = after.get("clips"), "lower linearity.power_db, or raise mutual_coupling.peak_db"
+            doubts.append(f"{ap}: predistortion makes it worse: {'; '.join(worse)}"
+                          + (f" ({clips} samples were clipped: {hint})" if clips else ""))
     return doubts
 
 
@@ -153,7 +165,8 @@ def amplifiers_section(identification: Identification, ports: Sequence[str],
     """Section `amplifiers` of the report: what was identified, how well, and which ports stay as they are.
 
     A sample of unit mean power is 0 dB. Distortions are power relative to the linear signal, in dB; what there is not
-    is nan, which is written as null.
+    is nan, which is written as null. `distortion_without_db` and `predistorted_db` are those inside the invertible
+    range, `clipping_db` is what the peaks beyond it add, and `predicted_db` what is left with both.
 
     Parameters
     ----------
@@ -186,6 +199,7 @@ def amplifiers_section(identification: Identification, ports: Sequence[str],
         "reach": reach(found),
         "distortion_without_db": _db(found.distortion_without),
         "predicted_db": _db(predicted(found)),
+        "predistorted_db": _db(np.where(found.heard & ~found.refused, found.distortion_with + found.mismatch, np.nan)),
         "distortion_with_db": _db(found.distortion_with),
         "mismatch_db": _db(found.mismatch),
         "clipping_db": _db(found.clipping),

@@ -16,6 +16,7 @@ MAX_COEFFICIENTS = 48  # rows of a table of coefficients; of more ports only the
 FLAGS = {"unheard": "not heard", "saturated": "receivers saturated", "receivers_disagree": "receivers disagree",
          "mismatch_limited": "order too low", "unexplained": "not a polynomial", "refused": "left as it is"}
 """Flags of amplifiers in a report, and in words."""
+ERRORS = ("alignment_error", "phase_error_deg")  # of a calibration whose truth is known
 
 
 def _table(title: str, headers: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
@@ -26,7 +27,7 @@ def _table(title: str, headers: Sequence[str], rows: Iterable[Sequence[str]]) ->
 
 
 def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None or not np.isfinite(value) else f"{value:.{digits}f}"
+    return "-" if value is None or not np.isfinite(value) else f"{value:z.{digits}f}"  # z: no negative zero
 
 
 def synchronization_table(members: Mapping[str, Collector], samp_rate: float) -> Table:
@@ -48,16 +49,23 @@ def synchronization_table(members: Mapping[str, Collector], samp_rate: float) ->
 def port_tables(outcome: reports.Outcome, port_names: Sequence[str]) -> Iterator[Table]:
     """Tables of the coefficients of both sides."""
     estimate, ue = outcome.estimate, outcome.report.get("ue_calibration")
-    if estimate is not None:
+    arrays = outcome.report.get("access_points", {})
+    for ap, found in arrays.items():
+        title = "Calibration" if len(arrays) == 1 else f"Calibration of {ap}"
+        if found["deviations_from"] is not None:
+            title += f", c = 1 and deviations against {found['deviations_from']}"
+        columns = (found[key] for key in ("c", "predicted_phase_std_deg", "frequency_hz", "delay_s"))
+        yield _coefficients(title + _distrust(found["trusted"]), found["ports"], *columns)
+    if estimate is not None and not arrays:
         columns = (estimate.c, np.degrees(estimate.phase_std_rad), estimate.frequency_hz, estimate.delay_s)
-        title = "Calibration" if estimate.trusted else "Calibration, NOT TRUSTED"
-        arrays = list(outcome.report.get("access_points", {}).values())
-        if len(arrays) == 1 and arrays[0]["deviations_from"] is not None:
-            title += f", predicted std against {arrays[0]['deviations_from']}"
-        yield _coefficients(title, port_names, *columns)
+        yield _coefficients("Calibration" + _distrust(estimate.trusted), port_names, *columns)
     if ue is not None:
         columns = (ue[key] for key in ("c", "predicted_phase_std_deg", "frequency_hz", "delay_s"))
         yield _coefficients("Calibration of the UEs", ue["ports"], *columns)
+
+
+def _distrust(trusted: bool) -> str:
+    return "" if trusted else ", NOT TRUSTED"
 
 
 def _coefficients(title: str, port_names, c, phase_std_deg, frequency_hz, delay_s) -> Table:
@@ -78,18 +86,34 @@ def result_tables(report: Mapping[str, object]) -> Iterator[Table]:
         yield amplifier_table(report["amplifiers"])
     if report.get("linearity"):
         yield linearity_table(report["linearity"])
-    yield gains_table(report)
+    yield from verification_tables(report)
     yield from cooperation_tables(report)
     if report.get("multiuser"):
         yield users_table(report["multiuser"])
 
 
-def gains_table(report: Mapping[str, object]) -> Table:
-    """The figures of merit; gains are those at the same total power."""
+def verification_tables(report: Mapping[str, object]) -> Iterator[Table]:
+    """Figures of merit: of several arrays that calibrated themselves one table each, and one of the run."""
+    arrays = report.get("access_points", {})
+    if len(arrays) < 2:
+        yield gains_table(report)
+        return
+    for ap, found in arrays.items():
+        gains = {key: found.get(key) for key in ERRORS} | (found["verification"] or {})
+        if any(value is not None for value in gains.values()):  # an error is the run's
+            yield gains_table(gains | {"error": None}, ap)
+    of_arrays = {key for found in arrays.values() for key in found["verification"] or ()}.union(ERRORS)
+    yield gains_table({key: value for key, value in report.items() if key not in of_arrays})
+
+
+def gains_table(report: Mapping[str, object], ap: str | None = None) -> Table:
+    """The figures of merit; gains are those at the same total power. Power of single ports: those are scattered."""
+    scattered = "port_power_db" in report
     rows = (
         ("coherent gain", "coherent_gain_db", "dB"), ("ideal gain", "ideal_gain_db", "dB"),
-        ("uncalibrated, mean of random starts", "uncalibrated_gain_db", "dB"),
-        ("best single node", "best_single_node_db", "dB"), ("alignment error (true c known)", "alignment_error", ""),
+        (f"uncalibrated, mean of random {'phases' if scattered else 'starts'}", "uncalibrated_gain_db", "dB"),
+        (f"best single {'port' if scattered else 'node'}", "best_single_node_db", "dB"),
+        ("alignment error (true c known)", "alignment_error", ""),
         ("phase error (true c known)", "phase_error_deg", "deg"),
         ("loss to the ideal, time average", "loss_db", "dB"), ("exchanges that calibrated", "calibrations", ""),
         ("phase error of the TRPs, rms over time", "trp_phase_error_rms_deg", "deg"),
@@ -98,7 +122,8 @@ def gains_table(report: Mapping[str, object]) -> Table:
         ("interval between them, mean", "mean_interval_s", "s"), ("slots", "slots", ""),
         ("network time", "duration_s", "s"),
     )
-    title = "Verification, equal total power" if "coherent_gain_db" in report else "Run"
+    title = "Verification" if ap is None else f"Verification of {ap}"
+    title = f"{title}, equal total power" if "coherent_gain_db" in report else "Run" if ap is None else title
     return _table(title if report["error"] is None else f"{title}, FAILED", ("figure", "value", "unit"),
                   ((label, f"{report[key]:.4g}", unit) for label, key, unit in rows if report.get(key) is not None))
 
@@ -127,21 +152,32 @@ def users_table(report: Mapping[str, object]) -> Table:
 
 def amplifier_table(section: Mapping[str, object]) -> Table:
     """Amplifiers as identified, at most `MAX_PORTS` of them."""
-    ports, without, with_ = (list(section[key]) for key in ("ports", "distortion_without_db", "predicted_db"))
+    ports, without = (list(section[key]) for key in ("ports", "distortion_without_db"))
     words = {port: [word for flag, word in FLAGS.items() if port in section["flags"][flag]] for port in ports}
     for port in section["deaf"]:
         words[port].append("hears nobody")
     order = sorted(range(len(ports)), key=lambda k: (not words[ports[k]], -np.nan_to_num(without[k], nan=-np.inf)))
     shown = sorted(order[:MAX_PORTS])
-    rows = ((ports[k], _number(without[k], 1), _number(with_[k], 1), f"{100 * section['clipped_share'][k]:.2g}",
-             ", ".join(words[ports[k]])) for k in shown)
+    rows = ((ports[k], *_distortions(section, k), ", ".join(words[ports[k]])) for k in shown)
     title = f"Amplifiers, order {section['order']}"
     if not section["order_checked"]:
         title += ", order not checked by two amplitudes"
     if len(shown) < len(ports):
         title += f", {len(shown)} of {len(ports)} ports: flagged and least linear ones"
-    headers = ("port", "distortion [dB]", "predistorted, predicted [dB]", "clipped [%]", "flags")
+    # Broken, so that 80 columns hold them.
+    headers = ("port", "distortion\n[dB]", "predistorted\n[dB]", "clipping\n[dB]", "clipped\n[%]", "flags")
     return _table(title, headers, rows)
+
+
+def _distortions(section: Mapping[str, object], index: int) -> tuple[str, ...]:
+    """Distortion of an amplifier inside the invertible range, without and with predistortion, and what it clips."""
+    port, flags = section["ports"][index], section["flags"]
+    silent = port in flags["unheard"]
+    without, with_, clipping = (_number(section[f"{key}_db"][index], 1)
+                                for key in ("distortion_without", "predistorted", "clipping"))
+    if silent or port in flags["refused"]:
+        return "-" if silent else without, "-", "-", "-"
+    return without, with_, clipping, f"{100 * section['clipped_share'][index]:.2g}"
 
 
 def linearity_table(section: Mapping[str, object]) -> Table:
