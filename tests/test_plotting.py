@@ -131,6 +131,55 @@ def test_gain_bars_of_many_ports_are_the_strongest_and_the_weakest_that_are_hear
 
 
 
+def test_bars_far_below_the_best_leave_the_scale_to_the_others():
+    """The best is 4.65 dB: -35.34 dB is within 40 dB of it, -35.36 dB is not."""
+    def drawn(value):
+        figure = plotting.gain_bars(REPORT | {"single_node_db": {"a": 1.0, "b": value}})
+        figure.canvas.draw()
+        (number,) = (text for text in figure.axes[0].texts if text.get_text() == f"{value:.2f}".replace("-", "\u2212"))
+        assert figure.axes[0].get_window_extent().contains(*number.get_window_extent().p0)
+        return figure.axes[0].get_ylim()[0]
+
+    assert drawn(-35.34) < -35.34
+    # What is left is the interval of the uncalibrated mean.
+    assert -3.0 < drawn(-35.36) < -0.2 - 1.96 * 0.6
+
+
+def test_numbers_of_bars_stand_on_white_above_the_ideal_line():
+    (axes,) = plotting.gain_bars(REPORT).axes
+    (ideal,) = (line for line in axes.get_lines() if line.get_linestyle() == "--")
+    numbers = [text for text in axes.texts if text.get_text().replace(".", "").replace("\u2212", "").isdigit()]
+    assert len(numbers) == 5
+    for number in numbers:
+        assert number.get_zorder() > ideal.get_zorder()
+        assert number.get_bbox_patch().get_facecolor()[:3] == (1.0, 1.0, 1.0)
+
+
+def test_ports_are_called_so_where_they_are_scattered():
+    axes = plotting.gain_bars({"coherent_gain_db": 4.0, "ideal_gain_db": 4.1, "best_single_node_db": 0.5,
+                               "port_power_db": [1.0, 2.0]}).axes[0]
+    assert axes.get_ylabel() == "gain over random port phases [dB]"
+    assert [label.get_text() for label in axes.get_xticklabels()][1] == "best port\nalone"
+    assert plotting.gain_bars(REPORT).axes[0].get_ylabel() == "gain over random node phases [dB]"
+
+
+def test_every_access_point_that_calibrated_itself_has_figures_of_its_own():
+    def array(ap, gain_db):
+        verification = None if gain_db is None else {"coherent_gain_db": gain_db, "ideal_gain_db": 4.0}
+        return {"ports": [f"{ap}:0", f"{ap}:1"], "c": np.array([1.0, 1j]), "predicted_phase_std_deg": np.zeros(2),
+                "verification": verification}
+
+    report = {"coherent_gain_db": 2.0, "ideal_gain_db": 4.0, "access_points": {
+        "ap1": array("ap1", 2.0), "ap2": array("ap2", 3.0), "ap3": array("ap3", None)}}
+    figures = plotting.run_figures(report)
+    assert set(figures) == {"coefficients-ap1", "gains-ap1", "coefficients-ap2", "gains-ap2", "coefficients-ap3"}
+    for ap, gain_db in (("ap1", 2.0), ("ap2", 3.0)):
+        assert figures[f"gains-{ap}"].axes[0].patches[0].get_height() == gain_db
+        assert f"{ap}:1" in texts(figures[f"coefficients-{ap}"])
+    one = report["access_points"]["ap1"]
+    assert set(plotting.run_figures(report | one | {"access_points": {"ap1": one}})) == {"coefficients", "gains"}
+
+
 def test_pair_snr_puts_receivers_in_rows_and_leaves_unmeasured_pairs_blank():
     snr_db = np.array([[99, 12.0, np.nan], [20.0, 99, -np.inf], [7.5, 30.0, 99]])
     figure = plotting.pair_snr(snr_db, labels(3))

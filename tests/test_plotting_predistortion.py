@@ -189,10 +189,9 @@ def test_distortions_are_those_of_the_report():
     axes = plotting.linearization(found).axes[0]
     drawn = {line.get_label(): line for line in axes.get_lines()}
     heard = np.arange(8) != 3
-    errors, mismatch = (np.nan_to_num(10 ** (found[key] / 10)) for key in ("distortion_with_db", "mismatch_db"))
-    found["sum"] = 10 * np.log10(np.maximum(errors + mismatch, 1e-300))
     for label, key, rows in (("without, predicted", "distortion_without_db", slice(None)),
-                             ("with, predicted", "sum", heard), ("clipped peaks, predicted", "clipping_db", heard),
+                             ("with, predicted", "predistorted_db", heard),
+                             ("clipped peaks, predicted", "clipping_db", heard),
                              ("without, true", "true_distortion_without_db", slice(None)),
                              ("with, true", "true_distortion_with_db", heard)):
         np.testing.assert_allclose(drawn[label].get_ydata(), found[key][rows], err_msg=label)
@@ -213,10 +212,45 @@ def test_what_higher_orders_leave_and_what_clips_is_drawn():
     assert np.all(drawn["with, predicted"] > found["distortion_with_db"][used] + 10)
     np.testing.assert_allclose(drawn["with, predicted"], drawn["with, true"], atol=5)
     assert axes.get_ylim()[0] > -100
-    lower = plotting.linearization(found | {"clipping_db": np.full(8, -120.0)}).axes[0]
-    assert lower.get_ylim()[0] < -120
+    lower = plotting.linearization(found | {"clipping_db": np.full(8, -115.0)}).axes[0]
+    assert lower.get_ylim()[0] < -115
     gain = np.median((found["distortion_without_db"] - found["predicted_db"])[used])
     assert f"clipped peaks included, median: {gain:.1f} dB" in axes.texts[0].get_text()
+
+
+def test_next_to_no_distortion_is_drawn_where_the_axis_ends():
+    found = section() | {"true_distortion_with_db": np.array([-320.0, -120.1, -119.9, *[-60.0] * 5])}
+    axes = plotting.linearization(found).axes[0]
+    assert axes.get_ylim()[0] == -125
+    (true,) = (line for line in axes.get_lines() if line.get_label() == "with, true")
+    np.testing.assert_array_equal(true.get_ydata(), [-125, -125, -119.9, *[-60.0] * 5])
+    # Median gain is that of the report.
+    gain = np.median(found["distortion_without_db"] - found["predicted_db"])
+    assert f"median: {gain:.1f} dB" in axes.texts[0].get_text()
+
+
+def test_legend_has_what_is_drawn_and_no_more():
+    def entries(found):
+        return [text.get_text() for text in plotting.linearization(found).axes[0].get_legend().get_texts()]
+
+    kinds = ["without, predicted", "with, predicted", "clipped peaks, predicted", "without, true", "with, true"]
+    assert entries(section()) == kinds
+    refused = section()
+    refused["flags"] = refused["flags"] | {"refused": refused["ports"]}
+    assert entries(refused) == ["without, predicted", "without, true", "refused: stays as it is"]
+    assert entries(section(silent=range(8))) == ["without, true", "refused: stays as it is"]
+
+
+def test_spectrum_speaks_of_predistortion_where_a_port_is_predistorted():
+    found = {"ports": ["ap1:0", "ap1:1", "ap2:0", "ap2:1"], "flags": {"refused": ["ap1:0", "ap2:0", "ap2:1"]}}
+    assert plotting._predistorted(found) == {"ap1"}
+    assert plotting._predistorted(None) == set()
+    figure = plotting.spectrum(linearity(("ap1", "ap2")), TESTBED, {"ap1"})
+    told = [axes.texts[0].get_text() for axes in figure.axes]
+    assert told[0].startswith("predistorted: ACLR")
+    assert told[1] == "no port is predistorted"
+    figure = plotting.linearization_figures({"linearity": linearity(), "testbed": TESTBED})["spectrum"]
+    assert figure.axes[0].texts[0].get_text() == "no port is predistorted"
 
 
 def test_spectrum_is_in_the_order_of_frequency_between_the_channel_edges():

@@ -37,8 +37,8 @@ __all__ = [
 
 # 95 % of a normal distribution.
 _TWO_SIDED_95 = 1.959964
-# Nodes or ports of which a figure has a bar for each.
-_MANY_BARS = 16
+# Nodes or ports of which a figure has a bar for each, and how far below the best the scale of these goes.
+_MANY_BARS, _SCALE_DB = 16, 40.0
 
 
 def error_curves(summary: Mapping) -> Figure:
@@ -81,12 +81,33 @@ def run_figures(report: Mapping) -> dict[str, Figure]:
     """Figures of a run by name, as far as its report reaches: `coefficients`, `gains`, `pair_snr`, `synchronization`,
     `bidirectional`, `amplifiers`, `linearization`, `spectrum`.
 
+    Of several arrays that calibrated themselves, `coefficients-ap1` and `gains-ap1`, ..., each by itself.
+
     Parameters
     ----------
     report : mapping
         As written to report.json: `ports`, `c`, `c_true` where the truth is known, `predicted_phase_std_deg`,
-        `pair_snr_db` and the keys of `gain_bars`, `synchronization`, `bidirectional` and `linearization_figures`.
+        `pair_snr_db`, `access_points` where arrays calibrated themselves, and the keys of `gain_bars`,
+        `synchronization`, `bidirectional` and `linearization_figures`.
     """
+    arrays = report.get("access_points") or {}
+    if len(arrays) > 1:
+        figures = {f"{name}-{ap}": figure for ap, found in arrays.items()
+                   for name, figure in _calibration_figures({**found, **(found["verification"] or {})}).items()}
+    else:
+        figures = _calibration_figures(report)
+    if report.get("pair_snr_db") is not None:
+        figures["pair_snr"] = pair_snr(report["pair_snr_db"], report["ports"])
+    figures |= linearization_figures(report)
+    if report.get("calibrations"):
+        figures["bidirectional"] = bidirectional(report)
+    if report.get("synchronisations"):
+        figures["synchronization"] = synchronization(report)
+    return figures
+
+
+def _calibration_figures(report: Mapping) -> dict[str, Figure]:
+    """`coefficients` and `gains`, as far as the report of one calibration reaches."""
     figures = {}
     if report.get("c") is not None:
         # All have c = 1 at the reference, so what is left and its predicted deviation are relative to it.
@@ -96,13 +117,6 @@ def run_figures(report: Mapping) -> dict[str, Figure]:
         figures["coefficients"] = coefficients(c, after, truth, labels=report["ports"], phase_std_rad=std)
     if report.get("coherent_gain_db") is not None:
         figures["gains"] = gain_bars(report)
-    if report.get("pair_snr_db") is not None:
-        figures["pair_snr"] = pair_snr(report["pair_snr_db"], report["ports"])
-    figures |= linearization_figures(report)
-    if report.get("calibrations"):
-        figures["bidirectional"] = bidirectional(report)
-    if report.get("synchronisations"):
-        figures["synchronization"] = synchronization(report)
     return figures
 
 
@@ -195,21 +209,24 @@ def _phase_spread_deg(c: np.ndarray) -> float:
 def gain_bars(report: Mapping) -> Figure:
     """Received power over the mean with random node phases, in dB: joint transmission, its ideal, and the alternatives.
 
+    Bars that are more than `_SCALE_DB` below the best leave the page; their number stands at its lower edge.
+
     Parameters
     ----------
     report : mapping
         `coherent_gain_db`, `ideal_gain_db`, and optionally `uncalibrated_gain_db`, `single_node_db` (mapping of node
         name to dB, of which only the strongest and the weakest are drawn where there are more than `_MANY_BARS`;
         otherwise `best_single_node_db`) and standard errors `coherent_gain_std_db`, `uncalibrated_gain_std_db`, drawn
-        as 95 % bars. None counts as absent.
+        as 95 % bars. None counts as absent. With `port_power_db` it is ports that have random phases.
     """
+    unit = "port" if "port_power_db" in report else "node"
     bars = [("calibrated", report["coherent_gain_db"], report.get("coherent_gain_std_db"), COLOURS[1])]
     if report.get("uncalibrated_gain_db") is not None:
         bars.append(("uncalibrated,\nmean", report["uncalibrated_gain_db"], report.get("uncalibrated_gain_std_db"),
                      COLOURS[0]))
     alone = report.get("single_node_db")
     if alone is None and report.get("best_single_node_db") is not None:
-        alone = {"best node": report["best_single_node_db"]}
+        alone = {f"best {unit}": report["best_single_node_db"]}
     heard = {name: value for name, value in (alone or {}).items() if value is not None}
     if len(heard) > _MANY_BARS:
         ends = max(heard, key=heard.get), min(heard, key=heard.get)
@@ -218,12 +235,18 @@ def gain_bars(report: Mapping) -> Figure:
     figure, axes = new_figure(max(4.8, 1.6 + 0.75 * len(bars)), 4.2)
     ideal = report["ideal_gain_db"]
     reached = [ideal, 0.0]
+    lowest = max([ideal, *(value for _, value, *_ in bars)]) - _SCALE_DB
     for place, (_, value, std, colour) in enumerate(bars):
         half = 0.0 if std is None else _TWO_SIDED_95 * std
         axes.bar(place, value, 0.62, color=colour, yerr=half or None, capsize=4, error_kw={"linewidth": 1.2})
         end, side = (value + half, 1) if value >= 0 else (value - half, -1)
-        axes.annotate(f"{value:.2f}".replace("-", "\N{MINUS SIGN}"), (place, end), (0, 4 * side), ha="center",
-                      textcoords="offset points", va="bottom" if side > 0 else "top", fontsize=8.5)
+        label = {"text": f"{value:.2f}".replace("-", "\N{MINUS SIGN}"), "ha": "center", "textcoords": "offset points",
+                 "fontsize": 8.5, "zorder": 4,
+                 "bbox": {"facecolor": "white", "edgecolor": "none", "boxstyle": "square,pad=0.1"}}
+        if value < lowest:
+            axes.annotate(xy=(place, 0), xycoords=axes.get_xaxis_transform(), xytext=(0, 4), va="bottom", **label)
+            continue
+        axes.annotate(xy=(place, end), xytext=(0, 4 * side), va="bottom" if side > 0 else "top", **label)
         reached += [value - half, value + half]
     axes.axhline(ideal, color="#404040", linestyle="--", linewidth=1.2, label=f"ideal, {ideal:.2f} dB", zorder=3)
     axes.axhline(0, color="#404040", linewidth=0.8)
@@ -232,7 +255,7 @@ def gain_bars(report: Mapping) -> Figure:
     axes.set_ylim(low - (0.12 * span if low < 0 else 0), high + 0.25 * span)
     axes.set_xlim(-0.6, len(bars) - 0.4)
     axes.set_xticks(range(len(bars)), [label for label, *_ in bars], fontsize=9)
-    axes.set_ylabel("gain over random node phases [dB]")
+    axes.set_ylabel(f"gain over random {unit} phases [dB]")
     axes.legend(frameon=False, fontsize=9, loc="upper right")
     set_title(axes, "Received power, equal total transmit power", "error bars: 95 % interval of the mean")
     return figure

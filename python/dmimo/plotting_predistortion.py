@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Figures of a run that linearised its amplifiers over the air. To be called through `plotting`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -21,6 +21,8 @@ _TREATMENTS = (("before", "before", COLOURS[0]), ("calibrated", "calibrated", CO
 _ROOM_DB, _DEEPEST_DB = 4.0, -100.0
 _DISTORTIONS = ("distortion_without_db", "distortion_with_db", "true_distortion_without_db", "true_distortion_with_db")
 _PEAKS = "#8a8a8a"
+# Distortions below the first are rounding: they are drawn at the second, where the axis ends.
+_NOTHING_DB, _EDGE_DB = -120.0, -125.0
 
 
 def linearization_figures(report: Mapping) -> dict[str, Figure]:
@@ -39,8 +41,16 @@ def linearization_figures(report: Mapping) -> dict[str, Figure]:
         if any(np.isfinite(_numbers(found.get(key), found)).any() for key in _DISTORTIONS):
             figures["linearization"] = linearization(found)
     if report.get("linearity"):
-        figures["spectrum"] = spectrum(report["linearity"], report["testbed"])
+        figures["spectrum"] = spectrum(report["linearity"], report["testbed"], _predistorted(found))
     return figures
+
+
+def _predistorted(section: Mapping | None) -> set[str]:
+    """Access points with at least one port that is predistorted."""
+    if not section:
+        return set()
+    refused = section["flags"].get("refused", ())
+    return {port.rpartition(":")[0] for port in section["ports"] if port not in refused}
 
 
 def amplifiers(section: Mapping) -> Figure:
@@ -140,33 +150,35 @@ def linearization(section: Mapping) -> Figure:
     """Distortion of every port without and with predistortion, predicted, and true where it is known.
 
     Both within the invertible range, with predistortion what errors of the coefficients and higher orders leave; what
-    clipping of the peaks beyond it adds is drawn by itself.
+    clipping of the peaks beyond it adds is drawn by itself. What is below -120 dB stands at the axis' edge.
 
     Parameters
     ----------
     section : mapping
-        `amplifiers` of the report: `ports`, `flags`, `distortion_without_db`, `distortion_with_db`, `mismatch_db`,
-        `clipping_db`, `predicted_db`, and optionally `true_distortion_without_db`, `true_distortion_with_db`.
+        `amplifiers` of the report: `ports`, `flags`, `distortion_without_db`, `predistorted_db`, `clipping_db`,
+        `predicted_db`, and optionally `true_distortion_without_db`, `true_distortion_with_db`.
     """
     num, refused = len(section["ports"]), _is_named(section, "refused")
-    without, errors, true_without, true_with = (_numbers(section.get(key), section) for key in _DISTORTIONS)
-    mismatch, clipping, predicted = (_numbers(section.get(f"{key}_db"), section)
-                                     for key in ("mismatch", "clipping", "predicted"))
-    with_ = _power_sum(errors, mismatch)
+    told = {key: _numbers(section.get(f"{key}_db"), section) for key in (
+        "distortion_without", "predistorted", "clipping", "true_distortion_without", "true_distortion_with")}
+    gain = told["distortion_without"] - _numbers(section.get("predicted_db"), section)
+    without, with_, clipping, true_without, true_with = (_at_edge(values) for values in told.values())
     place, size = np.arange(num), 6.0 if num <= _FEW else 3.6
     figure, axes = new_figure(min(5.2 + 0.35 * num, 12.0), 4.4)
     used = ~refused
     both = used & np.isfinite(with_ + without)
     axes.vlines(place[both], with_[both], without[both], color="#c8c8c8", linewidth=1.0, zorder=1)
-    axes.plot(place, without, "o", color=COLOURS[0], markersize=size, label="without, predicted")
-    axes.plot(place[used], with_[used], "s", color=COLOURS[1], markersize=size, label="with, predicted")
-    if np.isfinite(clipping[used]).any():
-        axes.plot(place[used], clipping[used], "_", color=_PEAKS, markersize=2 * size, markeredgewidth=1.6,
-                  label="clipped peaks, predicted")
-    hollow = {"markerfacecolor": "none", "markeredgecolor": "#000000", "linestyle": "none", "zorder": 3}
-    if np.isfinite(true_without).any():
-        axes.plot(place, true_without, "o", markersize=1.45 * size, label="without, true", **hollow)
-        axes.plot(place[used], true_with[used], "s", markersize=1.45 * size, label="with, true", **hollow)
+    hollow = {"markerfacecolor": "none", "color": "#000000", "markersize": 1.45 * size, "zorder": 3}
+    for label, which, values, marker, style in (
+        ("without, predicted", slice(None), without, "o", {"color": COLOURS[0], "markersize": size}),
+        ("with, predicted", used, with_, "s", {"color": COLOURS[1], "markersize": size}),
+        ("clipped peaks, predicted", used, clipping, "_",
+         {"color": _PEAKS, "markersize": 2 * size, "markeredgewidth": 1.6}),
+        ("without, true", slice(None), true_without, "o", hollow),
+        ("with, true", used, true_with, "s", hollow),
+    ):
+        if np.isfinite(values[which]).any():  # nothing to draw: nothing in the legend
+            axes.plot(place[which], values[which], marker, label=label, clip_on=False, **style)
     low, high = _span(np.concatenate([without, with_[used], clipping[used], true_without, true_with[used]]))
     for index, port in enumerate(place[refused]):
         axes.axvspan(port - 0.5, port + 0.5, color="#e8e8e8", linewidth=0, zorder=0,
@@ -175,15 +187,13 @@ def linearization(section: Mapping) -> Figure:
     _name_ticks(axes, section["ports"])
     axes.grid(True, axis="y", color="#e4e4e4", linewidth=0.7)
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8.5)
-    set_title(axes, "Distortion of each port", _median_gain(without[used] - predicted[used]))
+    set_title(axes, "Distortion of each port", _median_gain(gain[used]))
     return figure
 
 
-def _power_sum(*parts_db: NDArray) -> NDArray:
-    """Sum in dB of powers, those that are nan left out; nan where all are."""
-    powers = [np.where(np.isfinite(part), 10 ** (part / 10), 0.0) for part in parts_db]
-    total = np.sum(powers, axis=0)
-    return np.where(total > 0, 10 * np.log10(np.where(total > 0, total, 1.0)), np.nan)
+def _at_edge(values: NDArray) -> NDArray:
+    """Distortions in dB, those that are next to nothing at the lower edge of the axis."""
+    return np.where(values < _NOTHING_DB, _EDGE_DB, values)
 
 
 def _median_gain(gain_db: NDArray) -> str:
@@ -193,14 +203,14 @@ def _median_gain(gain_db: NDArray) -> str:
 
 
 def _span(values: NDArray) -> tuple[float, float]:
-    """Limits of an axis that holds all finite values."""
+    """Limits of an axis that holds all finite values; the lower one at most at the edge."""
     known = values[np.isfinite(values)]
     low, high = known.min(), known.max()
     room = max(0.1 * (high - low), 1.0)
-    return low - room, high + room
+    return max(low - room, _EDGE_DB), high + room
 
 
-def spectrum(linearity: Mapping, testbed: Mapping) -> Figure:
+def spectrum(linearity: Mapping, testbed: Mapping, predistorted: Collection[str] | None = None) -> Figure:
     """Power spectrum that a user terminal receives from each access point: before, calibrated, and also predistorted.
 
     Parameters
@@ -210,6 +220,8 @@ def spectrum(linearity: Mapping, testbed: Mapping) -> Figure:
         treatment, or `aclr_at_least_db`, `evm_at_most_db` where noise hides them.
     testbed : mapping
         Of the report; where the channel ends.
+    predistorted : collection of str, optional
+        Access points with ports that are predistorted: what that changed is told of these. None: of all.
     """
     frequency = np.asarray(linearity["frequencies_hz"], np.float64)
     order = np.argsort(frequency)
@@ -226,7 +238,8 @@ def spectrum(linearity: Mapping, testbed: Mapping) -> Figure:
         axes.axvline(-factor * edge, color="#707070", linestyle=":", linewidth=1.0, label="channel edges")
         axes.axvline(factor * edge, color="#707070", linestyle=":", linewidth=1.0)
         axes.set(xlabel=f"frequency from band centre [{unit}]", ylabel="power per bin [dB over channel's mean]")
-        set_title(axes, f"Received from {name}", _summary(found))
+        is_told = predistorted is None or name in predistorted
+        set_title(axes, f"Received from {name}", _summary(found) if is_told else "no port is predistorted")
     for axes in panels[len(aps) :]:
         axes.remove()
     _legend_below(figure, panels[0], columns=3)
