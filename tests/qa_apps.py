@@ -84,6 +84,7 @@ def test_failed_run_exits_with_1_and_leaves_no_calibration_that_looks_whole(tmp_
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "calibration.h5").write_bytes(b"of an earlier run")
     (tmp_path / "out" / "gains.png").write_bytes(b"of an earlier run")
+    (tmp_path / "out" / "coefficients-ap1.png").write_bytes(b"of an earlier run")
     done = dmimo("calibrate", "bed.yml", "--output", "out", cwd=tmp_path)
     assert done.returncode == 1
     assert "node ap2 stopped answering: slot" in done.stderr
