@@ -9,7 +9,7 @@ import numpy as np
 from .core import metrics, waveforms
 from .core.sweep_calibration import SweepCalibration
 from .protocols.bidirectional_estimate import SideCalibration
-from .simulation.amplifiers import GAN_POLYNOMIAL, Amplifiers, draw_amplifiers
+from .simulation.amplifiers import Amplifiers, amplifier_law, draw_amplifiers
 from .simulation.coupling import CouplingLaw, PlanarArray
 from .simulation.faults import Fault
 from .simulation.hardware import Panel, draw_gains
@@ -71,13 +71,11 @@ def _amplifiers(bed: Testbed, node: Node) -> Amplifiers | None:
     settings = node.hardware.amplifier
     if settings is None:
         return None
-    coefficients, saturation = [1.0, complex(*settings.compression)], np.inf
-    if settings.kind == "gan":
-        coefficients, saturation = GAN_POLYNOMIAL, 1.0
+    coefficients, saturation = amplifier_law(settings.kind, complex(*settings.compression), settings.saturation)
     return draw_amplifiers(
         np.random.default_rng(seed_words(bed.seed, node.name, "amplifier")), node.num_ports, coefficients,
         back_off_db=settings.back_off_db, drive_std_db=settings.drive_std_db, spread=settings.spread,
-        saturation=saturation if settings.saturation is None else settings.saturation,
+        saturation=saturation,
         memory=[complex(*gain) for gain in settings.memory])
 
 

@@ -7,12 +7,11 @@ import numpy as np
 import pmt
 from gnuradio import gr
 
-from ..simulation.amplifiers import GAN_POLYNOMIAL, Amplifiers, draw_amplifiers
+from ..simulation.amplifiers import Amplifiers, amplifier_law, draw_amplifiers
 from .guard import guarded
 from .lean import lean_sync_block
 
 CHUNK_SAMPLES = 4096
-KINDS = ("third_order", "gan")
 
 
 class amplifier_model(lean_sync_block):
@@ -63,14 +62,10 @@ class amplifier_model(lean_sync_block):
                       saturation: float | None = None, drive_std_db: float = 0.0, spread: float = 0.0,
                       memory=(), seed: int = 0) -> None:
         """Change the amplifiers of all ports. What differs between them stays the same for the same seed."""
-        if kind not in KINDS:
-            raise ValueError(f"kind = {kind!r}: must be one of {list(KINDS)}")
         compression = complex(compression)
         if not np.isfinite(compression):
             raise ValueError(f"compression = {compression}: must be finite")
-        if saturation is None:
-            saturation = 1.0 if kind == "gan" else np.inf
-        coefficients = GAN_POLYNOMIAL if kind == "gan" else (1.0, compression)
+        coefficients, saturation = amplifier_law(kind, compression, saturation)
         self._amplifiers = draw_amplifiers(
             np.random.default_rng(seed), self._num_ports, coefficients, back_off_db=back_off_db,
             saturation=saturation, drive_std_db=drive_std_db, spread=spread, memory=tuple(memory))  # fmt: skip

@@ -8,6 +8,7 @@ gain from x is 1 whatever the back-off: the linear gain, with its phase, belongs
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -122,6 +123,20 @@ def third_order_fit(
     basis = amplitude[:, None] ** np.array([1, 3])
     fit = np.linalg.solve(basis.T @ (weights[:, None] * basis), basis.T @ (weights * target))
     return fit / fit[0]
+
+
+def amplifier_law(
+    kind: Literal["third_order", "gan"], compression: complex = 0.0, saturation: float | None = None
+) -> tuple[Sequence[complex], float]:
+    """Return coefficients and saturation, as `draw_amplifiers` takes them, of a kind of amplifier.
+
+    "third_order": u + compression u |u|^2, without saturation by default; "gan": `GAN_POLYNOMIAL`, by default up to
+    |u| = 1, where it ends.
+    """
+    if kind not in ("third_order", "gan"):
+        raise ValueError(f"kind = {kind!r}: must be one of ['third_order', 'gan']")
+    coefficients, limit = (GAN_POLYNOMIAL, 1.0) if kind == "gan" else ((1.0, compression), np.inf)
+    return coefficients, limit if saturation is None else saturation
 
 
 def draw_amplifiers(
