@@ -55,7 +55,7 @@ class Linearization:
         if self._bed.frontend == "usrp":
             return {ap.name: RADIO_FULL_SCALE for ap in self._bed.aps}
         converters = {ap.name: ap.hardware.adc for ap in self._bed.aps if ap.hardware.adc is not None}
-        # The largest value that a converter puts out lies half a step below its full scale.
+        # The largest value that a converter puts out lies a step below its full scale.
         return {name: adc.full_scale * (1 - 0.5 ** (adc.bits - 1)) for name, adc in converters.items()}
 
     @cached_property

@@ -99,12 +99,12 @@ class InternalCollector:
         parts = {ap: calibrate_array(np.asarray(results[ap]["h"]), np.asarray(results[ap]["noise_var"]), self._method)
                  for ap in self._aps}
         self.c = np.concatenate([c for c, _ in parts.values()])
-        self.phase_std_rad = np.concatenate([phase_std(covariance) for _, covariance in parts.values()])
+        deviations = {ap: phase_std(covariance) for ap, (_, covariance) in parts.items()}
+        self.phase_std_rad = np.concatenate(list(deviations.values()))
         reasons = tuple(
             f"node {ap}: port {port}: internal calibration is not trusted, its phase has a predicted deviation of "
             f"{np.degrees(std[port]):.0f} degrees"
-            for ap, std in ((ap, phase_std(covariance)) for ap, (_, covariance) in parts.items())
-            for port in np.flatnonzero(~(std < self._limit)))
+            for ap, std in deviations.items() for port in np.flatnonzero(~(std < self._limit)))
         return Product(PHASE, {"internal_c": self.c, "internal_std_rad": self.phase_std_rad}, not reasons, reasons)
 
 

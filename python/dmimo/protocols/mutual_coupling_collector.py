@@ -14,7 +14,7 @@ import numpy as np
 
 from ..core import mutual_coupling as coupling
 from ..core import predistortion
-from ..core.pair_consistency import consistency
+from ..core.pair_consistency import Consistency, consistency
 from ..core.predistortion import Identification, PilotStatistics
 from ..core.predistortion_identification import misalignment
 from ..core.predistortion_statistics import matched_gains
@@ -236,19 +236,18 @@ class MutualCouplingCollector:
             # Deviations count from the port that is known best: a poor first port must not make all others look poor.
             hub = int(coupling.best_reference(gains, noise))
             self.hubs[ap] = int(used[hub])
-            method = "argos" if self._method == "ratio" else "ml"
-            c[used], covariance[own] = calibrate_array(gains[..., None], noise, method, hub)
+            best = calibrate_array(gains[..., None], noise, "ml", hub)
+            found = calibrate_array(gains[..., None], noise, "argos", hub) if self._method == "ratio" else best
+            c[used], covariance[own] = found
             whole = covariance[own] + np.diag(links.variance[used])
             whole = whole - whole[hub] - whole[:, hub, None] + whole[hub, hub]
-            covariance[own] = whole * self._contradiction(ap, gains, noise, links.variance[used], used)
+            covariance[own] = whole * self._contradiction(
+                ap, consistency(gains, best[0], noise, links.variance[used]), used)
         return SideCalibration(c=c, delay_s=np.zeros(count), frequency_hz=np.zeros(count), covariance=covariance,
                                phase_std_rad=phase_std(covariance), reference_time=0)
 
-    def _contradiction(self, ap: str, gains: np.ndarray, noise: np.ndarray, variance: np.ndarray,
-                       ports: np.ndarray) -> float:
+    def _contradiction(self, ap: str, found: Consistency, ports: np.ndarray) -> float:
         """Factor by which variances must be larger for the pairs of these ports to agree; a doubt where it is not 1."""
-        c, _ = calibrate_array(gains[..., None], noise)
-        found = consistency(gains, c, noise, variance)
         if found.agrees:
             return 1.0
         worst = ports[int(np.argmax(found.port_excess))]
