@@ -13,6 +13,7 @@ from gnuradio.dmimo.assembly import Assembly
 from gnuradio.dmimo.blocks import messages
 from gnuradio.dmimo.core import metrics
 from qa_apps import dmimo as command
+from wired_nodes import wire_nodes
 
 LIMIT_S = 60
 
@@ -200,32 +201,12 @@ class wired(gr.top_block):
 
     def __init__(self, assembly):
         gr.top_block.__init__(self)
-        bed, self.network = assembly.testbed, assembly.network()
+        self.network = assembly.network()
         self.scheduler = dmimo.slot_scheduler(assembly.schedule)
         self.air = dmimo.simulated_network(self.network)
         self.linearizer, self.monitor = dmimo.linearizer(assembly), dmimo.linearity_monitor(assembly)
-        self.parts = []
-        for node in bed.nodes:
-            role = dmimo.mutual_coupling_role(assembly=assembly, name=node.name)
-            transmitter = dmimo.burst_transmitter(node.num_ports)
-            receiver = dmimo.burst_receiver(node.name, node.num_ports, bed.slots.slot_samples, bed.samp_rate)
-            self.parts += [role, transmitter, receiver]
-            ports = self.network.ports(node.name)
-            for own, port in enumerate(range(ports.start, ports.stop)):
-                self.connect((transmitter, own), (self.air, port), (receiver, own))
-            self.msg_connect(self.scheduler, "control", role, "control")
-            self.msg_connect(role, "tx", transmitter, "bursts")
-            self.msg_connect(role, "end", transmitter, "end")
-            self.msg_connect(role, "arm", receiver, "grants")
-            self.msg_connect(receiver, "bursts", role, "rx")
-            for source, port in ((role, "status"), (role, "error"), (receiver, "error")):
-                self.msg_connect(source, port, self.scheduler, "status")
-            for member in (self.linearizer, self.monitor):
-                self.msg_connect(role, "results", member, "results")
-        for member in (self.linearizer, self.monitor):
-            self.msg_connect(self.scheduler, "phases", member, "phases")
-            self.msg_connect(member, "products", self.scheduler, "products")
-            self.msg_connect(member, "error", self.scheduler, "status")
+        self.parts = wire_nodes(self, assembly, self.network, dmimo.mutual_coupling_role,
+                                (self.linearizer, self.monitor))
 
 
 def test_blocks_that_are_wired_by_hand_do_what_nodes_do_and_say_what_to_plot(heard):

@@ -5,6 +5,7 @@ import pytest
 from gnuradio import dmimo, gr
 from gnuradio.dmimo import records, testbed
 from gnuradio.dmimo.assembly import Assembly
+from wired_nodes import wire_nodes
 
 TEXT = """
 version: 1
@@ -23,33 +24,12 @@ class wired(gr.top_block):
 
     def __init__(self, assembly, make_role, epoch=0, filename=""):
         gr.top_block.__init__(self)
-        bed, network = assembly.testbed, assembly.network()
+        network = assembly.network()
         self.scheduler = dmimo.slot_scheduler(assembly.schedule, watchdog_s=3.0, epoch=epoch)
         self.air = dmimo.simulated_network(network)
         self.collectors = [dmimo.calibrator(assembly, filename),
                            *([dmimo.verifier(assembly)] if assembly.verifies else [])]
-        self.parts = []
-        for node in bed.nodes:
-            role = make_role(assembly=assembly, name=node.name)
-            transmitter = dmimo.burst_transmitter(node.num_ports)
-            receiver = dmimo.burst_receiver(node.name, node.num_ports, bed.slots.slot_samples, bed.samp_rate)
-            self.parts += [role, transmitter, receiver]
-            ports = network.ports(node.name)
-            for own, port in enumerate(range(ports.start, ports.stop)):
-                self.connect((transmitter, own), (self.air, port), (receiver, own))
-            self.msg_connect(self.scheduler, "control", role, "control")
-            self.msg_connect(role, "tx", transmitter, "bursts")
-            self.msg_connect(role, "end", transmitter, "end")
-            self.msg_connect(role, "arm", receiver, "grants")
-            self.msg_connect(receiver, "bursts", role, "rx")
-            for source, port in ((role, "status"), (role, "error"), (receiver, "error")):
-                self.msg_connect(source, port, self.scheduler, "status")
-            for collector in self.collectors:
-                self.msg_connect(role, "results", collector, "results")
-        for collector in self.collectors:
-            self.msg_connect(self.scheduler, "phases", collector, "phases")
-            self.msg_connect(collector, "products", self.scheduler, "products")
-            self.msg_connect(collector, "error", self.scheduler, "status")
+        self.parts = wire_nodes(self, assembly, network, make_role, self.collectors)
 
     def run_to_the_end(self):
         self.start()
