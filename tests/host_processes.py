@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -122,10 +122,14 @@ class Dmimo:
 
     def says(self, text: str, limit_s: float = LIMIT_S) -> None:
         """Return once it has printed this."""
+        self.reaches(lambda: text in self.output, f"say {text!r}", limit_s)
+
+    def reaches(self, condition: Callable[[], bool], what: str, limit_s: float = LIMIT_S) -> None:
+        """Return once a condition holds."""
         deadline = time.monotonic() + limit_s
-        while text not in self.output:
-            assert time.monotonic() < deadline, f"{self.arguments} did not say {text!r}: {self.output}"
-            assert self.process.poll() is None or text in self.output, f"{self.arguments} has ended: {self.output}"
+        while not condition():
+            assert time.monotonic() < deadline, f"{self.arguments} did not {what}: {self.output}"
+            assert self.process.poll() is None or condition(), f"{self.arguments} has ended: {self.output}"
             time.sleep(0.02)
 
 

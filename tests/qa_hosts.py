@@ -120,7 +120,7 @@ def test_interrupting_the_coordinator_ends_the_hosts(dmimo):
     assert run.ends(20) == 1
     for host in hosts.values():
         assert host.ends(20) == 1
-        assert "the flowgraph was stopped before the run had finished" in host.output
+        assert "run failed: interrupted, after" in host.output
 
 
 def test_a_second_process_of_a_host_ends_the_run(dmimo):

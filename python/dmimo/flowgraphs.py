@@ -175,28 +175,30 @@ def run(flowgraph: testbed_flowgraph, *, timeout_s: float = 3600.0,
     Returns
     -------
     Outcome
+        Also of a run that Ctrl-C or the time limit has ended: its error says so, and it holds what there was by then.
     """
     scheduler, total = flowgraph.scheduler, len(flowgraph.assembly.schedule.slots)
     deadline = time.monotonic() + timeout_s
-    with batch_scheduling():
-        flowgraph.start()
-    try:
+    why = f"the run did not end within {timeout_s:g} s"
+    try:  # a flowgraph that went on would keep the process from ending
+        with batch_scheduling():
+            flowgraph.start()
         while not scheduler.finished_event.wait(POLL_S) and time.monotonic() < deadline:
             if progress is not None:
                 progress(scheduler.completed, total)
             if watch is not None:
                 watch(flowgraph.members())
-        error = scheduler.error if scheduler.finished_event.is_set() else (
-            f"the run did not end within {timeout_s:g} s: {scheduler.completed} of {total} slots are complete")
         if progress is not None:
             progress(scheduler.completed, total)
+    except KeyboardInterrupt:
+        why = "interrupted"
     finally:
+        scheduler.abandon(f"{why}, after {scheduler.releases} slots")
         flowgraph.stop()
         flowgraph.wait()
-    run = reports.Run(flowgraph.assembly, flowgraph.network, flowgraph.members(), error,
-                      flowgraph.scheduler.releases, flowgraph.scheduler.end_sample,
-                      flowgraph.scheduler.first_sample)
-    return Outcome(error, reports.report(run), run.estimate)
+    run = reports.Run(flowgraph.assembly, flowgraph.network, flowgraph.members(), scheduler.error,
+                      scheduler.releases, scheduler.end_sample, scheduler.first_sample)
+    return Outcome(run.error, reports.report(run), run.estimate)
 
 
 def node_of(assembly: Assembly, config: Node, recorder: NodeRecorder | None = None) -> node:

@@ -78,7 +78,7 @@ class Coordinator:
         self._problem: str | None = None
         self._built = self._over = False
         self._answering: set[str] = set()  # hosts that are to end, and have been told
-        self._beater: Beater | None = None
+        self._beater = Beater(self._beat, settings.heartbeat_s)
         self._links = {
             host: Link(addresses(settings, host, settings.bind), True, partial(self._receive, host),
                        partial(self._failed, host))
@@ -91,10 +91,9 @@ class Coordinator:
         if kind is not None:
             self.end(str(error) if isinstance(error, HostError) else f"the coordinator has ended: {error!r}")
         self.end(None)
-        if self._beater is not None:
-            self._beater.stop()
-            for link in self._links.values():
-                link.close()
+        self._beater.stop()
+        for link in self._links.values():
+            link.close()
 
     def gather(self) -> Assembly:
         """Wait for the hosts; what the run is made of.
@@ -111,7 +110,7 @@ class Coordinator:
         self._say(f"waiting for {where}")
         for link in self._links.values():
             link.open()
-        self._beater = Beater(self._beat, settings.heartbeat_s)
+        self._beater.start()
         with self._state:
             come = self._until(lambda: self._gathering.decide(time.monotonic()))
             self._instances = dict(come)

@@ -156,12 +156,15 @@ def _socket(block, address: str, bind: bool):
 
 
 class Beater:
-    """Thread that calls a function every so often until it is stopped."""
+    """Thread that calls a function every so often from `start` until it is stopped."""
 
     def __init__(self, beat: Callable[[], None], period_s: float):
         self._beat, self._period_s = beat, period_s
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Begin to call."""
         self._thread.start()
 
     def _run(self) -> None:
@@ -169,7 +172,7 @@ class Beater:
             self._beat()
 
     def stop(self) -> None:
-        """End the thread, unless it is the calling one."""
+        """End the thread, unless it is the calling one or was not started."""
         self._stopped.set()
         with suppress(RuntimeError):
             self._thread.join(LIMIT_S)

@@ -110,10 +110,11 @@ class Member:
         HostError
             If this host cannot do its part.
         """
-        self._link.open()
         beater = Beater(self._beat, self._settings.heartbeat_s)
         error: str | None = "interrupted"
         try:
+            self._link.open()
+            beater.start()
             self._beat()
             error = self._take_part()
         except Exception as problem:
@@ -139,9 +140,9 @@ class Member:
         if messages.kind(message) == "end":
             return text(message, "error") or None
         self._say("the run has begun")
-        with batch_scheduling():
-            flowgraph.start()
         try:
+            with batch_scheduling():
+                flowgraph.start()
             return text(self._next("end"), "error") or None
         finally:
             flowgraph.stop()

@@ -177,10 +177,14 @@ class slot_scheduler(lean_message_block):
 
     def stop(self):
         """A flowgraph that is stopped from outside ends the run too."""
-        if not self.finished_event.is_set():
-            self.error = "the flowgraph was stopped before the run had finished"
-            self.finished_event.set()
+        self.abandon("the flowgraph was stopped before the run had finished")
         return super().stop()
+
+    def abandon(self, error: str) -> None:
+        """End a run that has not finished, with this error; the nodes are not told."""
+        if not self.finished_event.is_set():
+            self.error = error
+            self.finished_event.set()
 
     def _watch(self) -> None:
         start_s = min(self._watchdog_s, self._radio_timeout_s)
