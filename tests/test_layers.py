@@ -77,6 +77,7 @@ LAYERS = {
     "hosts_node": ({"blocks", "assembly", "flowgraphs", "hosts", "hosts_flowgraphs", "hosts_link"} | FILES, set()),
     "doctor": ({"doctor", "core", "protocols", "blocks", "radio_plan"} | RADIO | TESTBED,
                {"numpy", "scipy", "gnuradio", "pmt", "rich"}),
+    "arithmetic": (set(), set()),
     "": (set(), set()),
 }  # fmt: skip
 DYNAMIC = {"import_module", "__import__", "exec", "eval"}
