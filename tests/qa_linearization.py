@@ -8,7 +8,7 @@ import pmt
 import pytest
 from bidirectional_beds import changed
 from gnuradio import dmimo, gr
-from gnuradio.dmimo import flowgraphs, records
+from gnuradio.dmimo import flowgraphs, records, records_predistortion, testbed
 from gnuradio.dmimo.assembly import Assembly
 from gnuradio.dmimo.blocks import messages
 from gnuradio.dmimo.core import metrics
@@ -265,8 +265,14 @@ def test_a_synchronised_run_linearises_first_and_is_calibrated_better_for_it(tmp
 
 def test_synchronising_again_and_again_linearises_at_the_start(tmp_path):
     (tmp_path / "bed.yml").write_text(SYNC)
-    done = command("sync", "bed.yml", "--duration", 2, "--output", "out", cwd=tmp_path)
+    done = command("sync", "bed.yml", "--duration", 2, "--output", "out", "--record", "taken", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert command("replay", "taken", "--output", "again", cwd=tmp_path).returncode == 0
+    for name in ("calibration-ap1.h5", "calibration-ap2.h5", "predistortion.h5", "report.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+    record = records_predistortion.load_predistortion(tmp_path / "out" / "predistortion.h5",
+                                                      testbed.load(tmp_path / "bed.yml"))
+    assert not record.refused.any()
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["synchronisations"] > 2
     assert report["amplifiers"]["flags"]["refused"] == []

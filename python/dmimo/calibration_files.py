@@ -7,6 +7,7 @@ from pathlib import Path
 from . import __version__
 from .assembly import Assembly
 from .csi_records import save_csi
+from .protocols import mutual_coupling_collector
 from .protocols.bidirectional_collector import BidirectionalCollector
 from .protocols.mutual_coupling_collector import MutualCouplingCollector
 from .protocols.slots import Collector
@@ -16,8 +17,9 @@ from .records_predistortion import predistortion_record, save_predistortion
 
 def write(assembly: Assembly, collectors: Mapping[str, Collector], path: str | Path, epoch: int = 0) -> None:
     """Write what the collectors of a run have calibrated; nothing where they have not."""
-    if "linearizer" in collectors:  # by itself, or before what follows
-        write_linearization(assembly, collectors["linearizer"], path, epoch)
+    coupling = mutual_coupling_collector.find(collectors)
+    if coupling is not None:  # by itself, or before what follows
+        write_linearization(assembly, coupling, path, epoch)
     if "bidirectional" in collectors:
         write_bidirectional(assembly, collectors["bidirectional"].members["exchange"], path, epoch)
     elif getattr(collectors.get("calibrator"), "calibration", None) is not None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 
 from gnuradio import gr
 
-from . import reports
+from . import calibration_files, reports
 from .assembly import Assembly
 from .blocks.bidirectional_calibrator import bidirectional_calibrator
 from .blocks.calibrator import calibrator
@@ -38,7 +38,8 @@ class testbed_flowgraph(gr.top_block):
     ----------
     assembly : Assembly
     calibration_file : str
-        Calibration file to write after a beam sweep or a bidirectional run; empty for none.
+        Calibration file to write after a beam sweep or a bidirectional run, beside which other files go (`linearizer`);
+        empty for none. The blocks write as they find, `run` what a synchronisation has found.
     duration_s : float
         Network time up to which synchronisation goes on; the patterns of a bidirectional run are in its testbed file.
     recorder : Recorder, optional
@@ -61,8 +62,8 @@ class testbed_flowgraph(gr.top_block):
         self.scheduler = slot_scheduler(schedule, slots.max_attempts, slots.watchdog_s,
                                         until_sample=round(duration_s * bed.samp_rate), **self._timing())
         self.air = None if self.network is None else simulated_network(self.network)
-        self.collectors = {name: self._collector(name, member, calibration_file)
-                           for name, member in assembly.collectors().items()}
+        self.calibration_file = calibration_file
+        self.collectors = {name: self._collector(name, member) for name, member in assembly.collectors().items()}
         self.nodes = [self._node(config, recorder) for config in bed.nodes]
         self._connect_streams()
         self._connect_messages()
@@ -95,14 +96,14 @@ class testbed_flowgraph(gr.top_block):
     def _node(self, config: Node, recorder: Recorder | None) -> node:
         return node_of(self.assembly, config, None if recorder is None else recorder.nodes[config.name])
 
-    def _collector(self, name: str, member: Collector, calibration_file: str) -> collector:
+    def _collector(self, name: str, member: Collector) -> collector:
         match name:
             case "calibrator":
-                return calibrator(self.assembly, calibration_file)
+                return calibrator(self.assembly, self.calibration_file)
             case "linearizer":
-                return linearizer(self.assembly, calibration_file)
+                return linearizer(self.assembly, self.calibration_file)
             case "bidirectional":
-                return bidirectional_calibrator(self.assembly, calibration_file)
+                return bidirectional_calibrator(self.assembly, self.calibration_file)
             case "verifier":
                 return verifier(self.assembly)
         return collector(member, self.assembly.schedule.nodes, name)
@@ -196,7 +197,10 @@ def run(flowgraph: testbed_flowgraph, *, timeout_s: float = 3600.0,
         scheduler.abandon(f"{why}, after {scheduler.releases} slots")
         flowgraph.stop()
         flowgraph.wait()
-    run = reports.Run(flowgraph.assembly, flowgraph.network, flowgraph.members(), scheduler.error,
+    members = flowgraph.members()
+    if flowgraph.calibration_file and "beamsync" in members:
+        calibration_files.write(flowgraph.assembly, members, flowgraph.calibration_file, scheduler.epoch)
+    run = reports.Run(flowgraph.assembly, flowgraph.network, members, scheduler.error,
                       scheduler.releases, scheduler.end_sample, scheduler.first_sample)
     return Outcome(run.error, reports.report(run), run.estimate)
 

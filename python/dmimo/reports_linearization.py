@@ -12,6 +12,7 @@ from .core import predistortion
 from .core.amplifier_model import amplify_with_memory
 from .core.memory_polynomial import predistort_with_memory
 from .core.predistortion import Identification
+from .protocols import mutual_coupling_collector
 from .protocols.bidirectional_estimate import SideCalibration
 from .protocols.joint_transmission import decibels
 from .protocols.slots import Collector
@@ -44,7 +45,7 @@ def content(assembly: Assembly, network: Network | None, collectors: Mapping[str
     That is `access_points`, for each its calibration and what verification says of it, with the gains and errors of the
     one that loses most at the top level, and `linearity`.
     """
-    member = collectors["linearizer"] if "linearizer" in collectors else collectors["beamsync"].members["internal"]
+    member = mutual_coupling_collector.find(collectors)
     found: dict[str, object] = {}
     if member.identifications:
         aps = tuple(ap.name for ap in assembly.testbed.aps)

@@ -21,7 +21,7 @@ from ..core.predistortion_statistics import matched_gains
 from .bidirectional_estimate import SideCalibration
 from .internal_calibration import calibrate_array, phase_std
 from .mutual_coupling import AMPLITUDES, COUPLING, MutualCouplingPlan
-from .slots import Grant, Product
+from .slots import Collector, Grant, Product
 
 Calibration = Literal["all_pairs", "ratio", "single_stage"]
 # Of the energy at the best lag that must be found at the expected one.
@@ -264,6 +264,14 @@ class MutualCouplingCollector:
             values |= {f"{ap}_c": self.c[self._plan.ports(ap)], f"{ap}_delay_s": one.delay_s,
                        f"{ap}_frequency_hz": one.frequency_hz, f"{ap}_reference_time": one.reference_time}
         return values
+
+
+def find(collectors: Mapping[str, Collector]) -> MutualCouplingCollector | None:
+    """The collector of mutual coupling among those of a run: by itself or part of the synchronisation; None without."""
+    member = collectors.get("linearizer")
+    if member is None and "beamsync" in collectors:
+        member = collectors["beamsync"].members.get("internal")
+    return member if isinstance(member, MutualCouplingCollector) else None
 
 
 def statistics_of(result: Mapping[str, object]) -> PilotStatistics:
