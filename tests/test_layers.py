@@ -68,7 +68,8 @@ LAYERS = {
     "run_tables": ({"protocols", "reports"}, {"numpy", "rich"}),
     "blocks": ({"blocks", "core", "simulation", "protocols", "assembly", "calibration_files", "linearization_curves"}
                | RADIO | RECORDINGS | FILES, {"numpy", "gnuradio", "pmt"}),
-    "flowgraphs": ({"blocks", "core", "protocols", "assembly", "calibration_files", "reports"} | RADIO | RECORDINGS | FILES, {"gnuradio"}),
+    "flowgraphs": ({"blocks", "core", "protocols", "assembly", "calibration_files", "reports"} | RADIO | RECORDINGS
+                   | FILES, {"gnuradio"}),
     "hosts": (TESTBED, set()),
     "hosts_link": ({"blocks", "hosts"}, {"gnuradio", "pmt"}),
     "hosts_flowgraphs": ({"blocks", "protocols", "assembly", "flowgraphs"} | RADIO, {"numpy", "gnuradio", "pmt"}),
