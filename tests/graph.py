@@ -7,7 +7,7 @@ import time
 import pmt
 from gnuradio import gr
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 60.0  # a flowgraph that hangs is meant, not a busy machine
 
 
 class message_sink(gr.basic_block):

@@ -15,23 +15,29 @@ ROOT = Path(__file__).resolve().parent.parent
 LIMIT_S = 90.0
 
 
+PORTS = range(20_000, 32_000)  # below those that Linux gives to connections of its own choice
+_kept: list[socket.socket] = []
+
+
 def free_ports(count: int) -> int:
-    """First of so many consecutive TCP ports that are free."""
-    for _ in range(100):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            first = probe.getsockname()[1]
-        if first + count < 65000 and all(map(_is_free, range(first, first + count))):
+    """First of so many consecutive TCP ports that are free, and that no other test process is given."""
+    for first in range(PORTS.start, PORTS.stop - count, count):
+        if all(map(_keep, range(first, first + count))):
             return first
     raise OSError(f"no {count} consecutive free ports")
 
 
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
+def _keep(port: int) -> bool:
+    """Whether a port is free, and now kept for this process until it ends."""
+    mark = socket.socket(socket.AF_UNIX)
+    try:
+        mark.bind(f"\0gr-dmimo test port {port}")  # a name that is no file, and goes with the process
+        with socket.socket() as probe:
             probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
+    except OSError:
+        mark.close()
+        return False
+    _kept.append(mark)
     return True
 
 

@@ -22,7 +22,7 @@ slots: {slot_samples: 256, lead_samples: 8, prefix_samples: 8, pilot_samples: 32
 beamsync: {sync_samples: 96, linewidth_hz: 1.0e-5, drift_hz: 0.02, drift_period_s: 100, budget_deg: 5}
 """
 OFFSET_HZ = 200.0
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 
 
 @pytest.fixture(scope="module")

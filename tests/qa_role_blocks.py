@@ -16,7 +16,7 @@ slots: {slot_samples: 512}
 noise: {snr_db: 30}
 verification: {repeats: 2, random_starts: 4}
 """
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 
 
 class wired(gr.top_block):
