@@ -4,6 +4,7 @@
 import gc
 import itertools
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+# A shell lets what it starts in the background ignore Ctrl-C, and so would all that the tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MODULES = subprocess.run([ROOT / "scripts" / "source-path"], check=True, capture_output=True, text=True).stdout.strip()
 sys.path.insert(0, MODULES)
