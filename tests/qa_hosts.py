@@ -89,9 +89,9 @@ def start(dmimo, remote, coordinator=("sync",), **settings):
 def test_a_host_that_is_lost_ends_the_run_with_its_name(dmimo, tmp_path, how):
     hosts, run = start(dmimo, {"pc1": ["ap1"], "pc2": ["ap2"]})
     hosts["pc2"].process.send_signal(how)
-    assert run.ends(20) == 1
+    assert run.ends() == 1
     assert "run failed: host pc2 (node ap2) has not been heard of for 2 s" in run.output
-    assert hosts["pc1"].ends(20) == 1
+    assert hosts["pc1"].ends() == 1
     assert "run failed: host pc2 (node ap2) has not been heard of for 2 s" in hosts["pc1"].output
     assert "host pc2 (node ap2)" in report(tmp_path / "out")["error"]
 
@@ -99,17 +99,17 @@ def test_a_host_that_is_lost_ends_the_run_with_its_name(dmimo, tmp_path, how):
 def test_a_host_that_is_interrupted_ends_the_run_with_its_name(dmimo):
     hosts, run = start(dmimo, {"pc1": ["ap1"], "pc2": ["ap2"]})
     hosts["pc2"].process.send_signal(signal.SIGINT)
-    assert run.ends(20) == 1
+    assert run.ends() == 1
     assert "host pc2 (node ap2) has ended: interrupted" in run.output
-    assert hosts["pc2"].ends(20) == 1
-    assert hosts["pc1"].ends(20) == 1
+    assert hosts["pc2"].ends() == 1
+    assert hosts["pc1"].ends() == 1
 
 
 def test_hosts_whose_coordinator_is_killed_end_with_a_sentence(dmimo):
     hosts, run = start(dmimo, {"pc1": ["ap1"], "pc2": ["ap2"]})
     run.process.kill()
     for host in hosts.values():
-        assert host.ends(20) == 1
+        assert host.ends() == 1
         assert "run failed: the coordinator at tcp://127.0.0.1:" in host.output
         assert "has not been heard of for 2 s" in host.output
 
@@ -117,18 +117,18 @@ def test_hosts_whose_coordinator_is_killed_end_with_a_sentence(dmimo):
 def test_interrupting_the_coordinator_ends_the_hosts(dmimo):
     hosts, run = start(dmimo, {"pc1": ["ap1"], "pc2": ["ap2"]}, heartbeat_s=10)
     run.process.send_signal(signal.SIGINT)
-    assert run.ends(20) == 1
+    assert run.ends() == 1
     for host in hosts.values():
-        assert host.ends(20) == 1
+        assert host.ends() == 1
         assert "run failed: interrupted, after" in host.output
 
 
 def test_a_second_process_of_a_host_ends_the_run(dmimo):
     hosts, run = start(dmimo, {"pc1": ["ap1"], "pc2": ["ap2"]})
     dmimo("node", "bed.yml", "--name", "pc2")
-    assert run.ends(20) == 1
+    assert run.ends() == 1
     assert "host pc2 (node ap2): another process under this name has come" in run.output
-    assert hosts["pc1"].ends(20) == 1
+    assert hosts["pc1"].ends() == 1
 
 
 def test_another_version_is_refused_by_name_everywhere(dmimo, tmp_path):
@@ -254,7 +254,7 @@ def test_a_network_that_is_cut_ends_both_sides(dmimo, tmp_path, tunnel):
     host.says("the run has begun")
     relay.cut()
     for member, lost in ((run, "host pc2 (node ap2)"), (host, "the coordinator at tcp://127.0.0.2:")):
-        assert member.ends(20) == 1
+        assert member.ends() == 1
         assert f"run failed: {lost}" in member.output
         assert "has not been heard of for 2 s" in member.output
 
