@@ -66,10 +66,17 @@ def test_own_pilots_of_each_transmitter_and_batches_equal_loops():
             getattr(together, name), np.stack([getattr(part, name) for part in alone]), rtol=1e-9, err_msg=name
         )
     assert np.abs(together.coefficients - c).max() < 0.1
+    # Pilots may be others in each batch, too.
+    pilots = np.stack([pilots, pilots[::-1], 0.9 * pilots])
+    y = gains[..., None] * dpd.amplify(pilots, c)[:, None] + noise(rng, (3, 6, 5, 60), 1e-4)
+    alone = [fit_statistics(dpd.pilot_statistics(part, x, peak=1.0)) for part, x in zip(y, pilots, strict=True)]
+    several = fit_statistics(dpd.pilot_statistics(y, pilots, peak=1.0))
+    np.testing.assert_allclose(several.coefficients, [part.coefficients for part in alone], rtol=1e-9)
+    np.testing.assert_allclose(several.noise_var, [part.noise_var for part in alone], rtol=1e-9)
     # With other receivers than transmitters nothing is left out.
     assert np.all(together.num_receivers == 6)
-    single = dpd.identify(y[0, :, 1:2], pilots[1])
-    with_noise = fit_statistics(dpd.pilot_statistics(y[0, :, 1:2], pilots[1])).coefficients
+    single = dpd.identify(y[0, :, 1:2], pilots[0, 1])
+    with_noise = fit_statistics(dpd.pilot_statistics(y[0, :, 1:2], pilots[0, 1])).coefficients
     np.testing.assert_allclose(single, with_noise)
 
 

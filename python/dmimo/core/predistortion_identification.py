@@ -178,7 +178,8 @@ def _noise(statistics: PilotStatistics, whitened: _Whitened, noise_var: ArrayLik
         raise ValueError(
             f"{statistics.num_samples} pilots are too few to estimate the noise of these orders: pass noise_var"
         )
-    total = np.sum(np.where(used, freedom, 0), axis=-1)
+    # Of each transmitter, whichever receiver: an axis before the last one.
+    total = np.sum(np.where(used, np.atleast_1d(freedom)[..., None, :], 0), axis=-1)
     return np.maximum(np.sum(np.where(used, left, 0.0), axis=-1) / np.maximum(total, 1), floor)
 
 
