@@ -58,6 +58,8 @@ def judge(
 ) -> Judgement:
     """What to expect of predistortion; refused unless it lowers the distortion by a factor of `min_improvement`.
 
+    The distortion must exceed the noise of its own estimate by that factor, too.
+
     Parameters
     ----------
     coefficients : (..., M_tx, P L), p-major, first entry 1. covariance : (..., M_tx, P L - 1, P L - 1) of the others.
@@ -79,7 +81,10 @@ def judge(
     remaining = np.einsum("...pq,...qp->...", after, covariance).real
     noise = np.einsum("...pq,...qp->...", before, covariance).real
     without = np.maximum(np.einsum("...p,...pq,...q->...", kappa.conj(), before, kappa).real - noise, 0.0)
-    refused = ~heard | ~converges | ~(without >= min_improvement * remaining) | (without <= 0.0)
+    # The inverse of an estimate avoids the inputs at which that one shoots up by chance, and `remaining` with it: the
+    # distortion must also stand out of the noise of its own estimate.
+    least = min_improvement * np.maximum(remaining, noise)
+    refused = ~heard | ~converges | ~(without >= least) | (without <= 0.0)
     if amplitudes is None:
         rms = peak * 10.0 ** (-backoff_db / 20.0)
         clipping, share = gaussian_clipping(reach / rms)
