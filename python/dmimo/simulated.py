@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import numpy as np
 
-from .core import metrics, waveforms
+from .core import metrics, reciprocity, waveforms
 from .core.sweep_calibration import SweepCalibration
 from .protocols.bidirectional_estimate import SideCalibration
 from .simulation.amplifiers import Amplifiers, amplifier_law, draw_amplifiers
@@ -97,7 +97,7 @@ def truth(bed: Testbed, network: Network, estimate: SweepCalibration | SideCalib
     if corrections:
         owners = [name for name in names for _ in range(bed.node(name).num_ports)]
         c = c * np.array([corrections.get(name, 1.0) for name in owners])
-    c = c / c[estimate.reference]
+    c = reciprocity.fix_gauge(c, estimate.reference)
     known = np.isfinite(estimate.c)
     if known.sum() < 2:
         return {"c_true": c, "alignment_error": None, "phase_error_deg": None}

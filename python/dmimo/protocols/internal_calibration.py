@@ -138,7 +138,7 @@ def calibrate_array(
     path = (energy + energy.T) / (np.abs(c[:, None]) ** 2 + np.abs(c) ** 2)
     path = np.maximum(path, 0.01 * num_components * noise_var.mean())
     covariance = bounds.calibration_crlb(c, path, noise_var, mask=mask, num_components=num_components, reference=hub)
-    return c / c[0], covariance
+    return reciprocity.fix_gauge(c, 0), covariance
 
 
 def phase_std(covariance: np.ndarray) -> np.ndarray:

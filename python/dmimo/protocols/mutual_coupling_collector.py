@@ -18,6 +18,7 @@ from ..core.pair_consistency import Consistency, consistency
 from ..core.predistortion import Identification, PilotStatistics
 from ..core.predistortion_identification import misalignment
 from ..core.predistortion_statistics import matched_gains
+from ..core.reciprocity import fix_gauge
 from .bidirectional_estimate import SideCalibration
 from .internal_calibration import calibrate_array, phase_std
 from .mutual_coupling import AMPLITUDES, COUPLING, MutualCouplingPlan
@@ -94,7 +95,7 @@ class MutualCouplingCollector:
         those that are.
         """
         parts = [np.where(np.isfinite(one.c), one.c, 0.0) for one in self.calibrations.values()]
-        return np.concatenate([c / c[np.argmax(c != 0)] if c.any() else c for c in parts])
+        return np.concatenate([fix_gauge(c, int(np.argmax(c != 0))) if c.any() else c for c in parts])
 
     @property
     def phase_std_rad(self) -> np.ndarray:
@@ -218,7 +219,7 @@ class MutualCouplingCollector:
                             "calibrated" for port in np.flatnonzero(~usable)]
             c, hub = np.where(usable, found.c, np.nan), self.hubs.get(ap, 0)
             self.calibrations[ap] = replace(
-                found, c=c / c[hub] if usable[hub] else c, reference=hub,
+                found, c=fix_gauge(c, hub) if usable[hub] else c, reference=hub,
                 phase_std_rad=np.where(usable, found.phase_std_rad, np.inf), reference_time=time,
                 trusted=bool(np.count_nonzero(usable) > 1))
         return reasons
