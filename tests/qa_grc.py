@@ -6,7 +6,6 @@ import inspect
 import os
 import re
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -311,28 +310,14 @@ def test_described_ports_are_those_of_the_class(path, platform):
     assert port_differences(platform, yaml.safe_load(path.read_text(encoding="utf-8"))) == []
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    """Return the finished grcc process and the output directory of every example, made two at a time."""
-    tmp_path_factory.getbasetemp()  # before the threads ask for it, all at once
-
-    def compile_one(path):
-        output = tmp_path_factory.mktemp(path.stem)
-        environment = os.environ | {"GRC_BLOCKS_PATH": str(ROOT / "grc")}
-        command = ["/usr/bin/grcc", "-o", output, path]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
-        return result, output
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(EXAMPLES, pool.map(compile_one, EXAMPLES), strict=True))
-
-
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
-def test_example_compiles(path, compiled):
-    result, output = compiled[path]
+def test_example_compiles(path, tmp_path):
+    environment = os.environ | {"GRC_BLOCKS_PATH": str(ROOT / "grc")}
+    result = subprocess.run(["/usr/bin/grcc", "-o", tmp_path, path], env=environment, capture_output=True, text=True,
+                            timeout=300, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     options = yaml.safe_load(path.read_text(encoding="utf-8"))["options"]["parameters"]
-    program = output / f"{options['id']}.py"
+    program = tmp_path / f"{options['id']}.py"
     compile(program.read_text(), program, "exec")
     assert "dmimo." in program.read_text()
 
