@@ -127,6 +127,7 @@ def test_events_of_one_queue_for_all_sinks_are_those_of_their_nodes(usrp_array, 
     ("fault", "named"),
     [
         ({"pps_skew": "1:1"}, r"board 1 \(V1\) reads \d+ s at a PPS edge where others read \d+ s"),
+        ({"pps_late": "1:0.98"}, r"board 1 \(V1\) is \+0\.0\d+ s off from the time of the others"),
         ({"pps_missing": 0}, r"board 0 \(V0\): sees no PPS edge"),
         ({"pps_missing": 1}, r"board 1 \(V1\) reads"),
         ({"unlocked": 1}, r"board 1 \(V1\): not locked to its reference"),

@@ -68,6 +68,26 @@ def test_boards_that_disagree_are_named(edges, named):
 
 
 @pytest.mark.parametrize(
+    ("offsets", "named"),
+    [
+        ([], set()),
+        ([(0, 0)], set()),
+        ([(0, 0), (-1e-3, 1e-3), (-5e-3, 0)], set()),
+        ([(0, 0), (0.4e-6, 2e-3), (-2e-3, -0.4e-6)], set()),  # within half a sample
+        ([(0, 0), (0.6e-6, 2e-3)], {1}),  # nobody can tell which is right: the first one leads
+        ([(0, 0), (-0.021, -0.02), (-1e-3, 1e-3)], {1}),
+        ([(0, 0), (0.02, 0.021), (0.019, 0.0205)], {0}),
+    ],
+)
+def test_boards_that_are_apart_between_edges_are_named(offsets, named):
+    assert set(radio_time.boards_apart(offsets, MHZ)) == named
+
+
+def test_how_far_a_board_is_apart_is_said():
+    assert "-0.020500 s off" in radio_time.boards_apart([(0, 0), (-0.021, -0.02), (-1e-3, 1e-3)], MHZ)[1]
+
+
+@pytest.mark.parametrize(
     ("edges", "second"),
     [([(4, 0.0)], 4), ([(4, 0.0), (5, 0.0), (5, 1e-8)], 5), ([(3, 1 - 1e-8), (4, 0.0), (9, 0.0)], 4)],
 )

@@ -62,6 +62,34 @@ def _nearest(edges: Sequence[tuple[int, float]]) -> list[int]:
     return [seconds + round(fraction) for seconds, fraction in edges]
 
 
+def boards_apart(offsets: Sequence[tuple[float, float]], rate: Fraction) -> dict[int, str]:
+    """Boards whose clocks are apart from those of the others at any one moment, and by how much.
+
+    Boards that were set to one second at different PPS edges read whole seconds at their own edges all the same.
+
+    Parameters
+    ----------
+    offsets : sequence of (float, float)
+        By how much each board's clock is ahead of one and the same clock, at least and at most [s].
+    rate : Fraction
+        Sample rate: half a sample is tolerated.
+
+    Returns
+    -------
+    dict
+        Text by board number, empty where all may agree. Where the boards are split evenly, those count as right that
+        agree with the first one.
+    """
+    tolerance_s = float(0.5 / rate)
+
+    def agree(one: tuple[float, float], other: tuple[float, float]) -> bool:
+        return max(one[0] - other[1], other[0] - one[1]) <= tolerance_s
+
+    right = max(offsets, key=lambda offset: sum(agree(offset, other) for other in offsets), default=(0.0, 0.0))
+    return {board: f"is {(sum(offset) - sum(right)) / 2:+.6f} s off from the time of the others: it takes its time at "
+                   "other PPS edges" for board, offset in enumerate(offsets) if not agree(offset, right)}
+
+
 def disagreeing_boards(edges: Sequence[tuple[int, float]], rate: Fraction) -> dict[int, str]:
     """Boards whose clocks read another time at a PPS edge than the others, or no whole second, and what they say.
 

@@ -139,7 +139,9 @@ int64_t Board::offset()
 int64_t Board::last_edge(int64_t network_tick) const
 {
     const int64_t second = std::llround(_tick_rate);
-    const int64_t phase = _time_source == "internal" ? _own_pps : 0;
+    const auto late = settings.pps_late.find(index);
+    const double common_phase = late == settings.pps_late.end() ? 0 : late->second * _tick_rate;
+    const int64_t phase = _time_source == "internal" ? _own_pps : std::llround(common_phase);
     return floor_div(network_tick - phase, second) * second + phase;
 }
 

@@ -222,6 +222,8 @@ Settings::Settings(const uhd::device_addr_t& args)
     pps_missing = reader.boards("pps_missing");
     if (const auto skew = reader.pair("pps_skew"); !skew.empty())
         pps_skew[static_cast<size_t>(skew[0])] = static_cast<int64_t>(skew[1]);
+    if (const auto late_edge = reader.pair("pps_late"); !late_edge.empty())
+        pps_late[static_cast<size_t>(late_edge[0])] = late_edge[1];
     if (const auto vanishing = reader.pair("vanish_after"); !vanishing.empty())
         vanish[static_cast<size_t>(vanishing[1])] = vanishing[0];
     reader.finish();

@@ -90,6 +90,7 @@ struct Settings
     std::map<size_t, Outage> ref_lost;  // ref_lost=SECONDS:BOARD[:DURATION]: ref_locked is false for that time
     std::map<size_t, Outage> lo_lost;   // lo_lost=SECONDS:BOARD[:DURATION]: lo_locked is false for that time
     std::map<size_t, int64_t> pps_skew; // pps_skew=BOARD:EDGES: takes a new time that many PPS edges late
+    std::map<size_t, double> pps_late;  // pps_late=BOARD:SECONDS: sees every edge that much later than the others [s]
     std::set<size_t> pps_missing;       // pps_missing=BOARD: never sees an edge
     std::map<size_t, Outage> stalled;   // stalled=SECONDS:BOARD[:DURATION]: its receive streams give nothing
     std::map<size_t, std::pair<double, double>> clock_jump; // clock_jump=SECONDS:BOARD:JUMP: by so many seconds, once

@@ -7,11 +7,12 @@ All of them need the streamers: PPS time must be set after they exist, that is a
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 
 from gnuradio import gr, uhd
 
 from ..radio_settings import RadioPort, RadioSettings, Tuned, carrier_faults
-from ..radio_time import common_second, disagreeing_boards, next_common_second, position, rate_ratio
+from ..radio_time import boards_apart, common_second, disagreeing_boards, next_common_second, position, rate_ratio
 
 INTERNAL = "internal"
 LOCK_TIMEOUT_S = 2.0
@@ -159,15 +160,29 @@ class RadioStart:
                              f"their time was set to {seconds} s")
 
     def unequal_edges(self) -> list[str]:
-        """Boards, by name, that read another time at a PPS edge than the others, or no whole second; and what."""
-        wrong = disagreeing_boards(self.edges(), self.rate)
+        """Boards, by name, that have another time than the others, at a PPS edge or between, or read no whole second at
+        their edges; and what."""
+        wrong = boards_apart(self._offsets(), self.rate) | disagreeing_boards(self.edges(), self.rate)
         return [f"{self.board_name(board)} {text}" for board, text in wrong.items()]
 
     def check_edges(self) -> None:
-        """Whether all boards read the same whole second at a PPS edge; RadioError otherwise."""
+        """Whether all boards have one time, and read a whole second at a PPS edge; RadioError otherwise."""
         wrong = self.unequal_edges()
         if wrong:
             raise RadioError("; ".join(wrong))
+
+    def _offsets(self) -> list[tuple[float, float]]:
+        """By how much each board's clock is ahead of the first's, at least and at most [s]: read between two readings
+        of the first."""
+        offsets = [(0.0, 0.0)]
+        for board in self.boards[1:]:
+            before, time_there, after = self._now_exact(0), self._now_exact(board), self._now_exact(0)
+            offsets.append((float(time_there - after), float(time_there - before)))
+        return offsets
+
+    def _now_exact(self, board: int) -> Fraction:
+        moment = self.sources[0].get_time_now(board)
+        return moment.get_full_secs() + Fraction(moment.get_frac_secs())
 
     def edges(self) -> list[tuple[int, float]]:
         """What each board reads at one and the same PPS edge."""
