@@ -6,6 +6,7 @@ import pytest
 from coupled_arrays import complex_normal
 from gnuradio.dmimo.core import predistortion as dpd
 from gnuradio.dmimo.core.memory_polynomial import predistort_with_memory
+from gnuradio.dmimo.core.predistortion_identification import fit_statistics
 from gnuradio.dmimo.core.predistortion_judgement import gaussian_clipping, judge
 from gnuradio.dmimo.simulation.amplifiers import draw_amplifiers
 
@@ -182,3 +183,30 @@ def test_few_pilots_of_a_linear_amplifier_hardly_ever_pass_for_distortion():
     found = dpd.identify_amplifiers(dpd.pilot_statistics(y, x, order=9), noise_var=0.03**2)
     # One in a thousand of 1600, and three standard errors more.
     assert np.count_nonzero(~found.refused) <= 6
+
+
+def test_terms_beyond_the_order_are_those_of_the_amplifier():
+    rng = np.random.default_rng(6)
+    true = np.concatenate([np.ones((8, 1)), 0.05 * complex_normal(rng, 8, 3)], axis=1)
+    x = dpd.design_pilots(60, rng=rng)
+    y = complex_normal(rng, 8, 8)[:, :, None] * dpd.amplify(np.tile(x, (8, 1)), true)
+    for pilots in (x, np.tile(x, (8, 1))):
+        found = fit_statistics(dpd.pilot_statistics(y, pilots, order=3)).extended
+        np.testing.assert_allclose(found / found[:, :1], true, atol=1e-10)
+
+
+@pytest.mark.parametrize("limit", [0.6, 0.7, 0.8])
+def test_a_model_that_is_too_small_does_no_harm(limit):
+    """Linear up to a limit, which the largest pilots exceed: third order spreads the edge over all amplitudes."""
+    rng = np.random.default_rng(7)
+
+    def limited(u):
+        return u * np.minimum(1.0, limit / np.maximum(np.abs(u), limit))
+
+    x = dpd.design_pilots(100, rng=rng)
+    y = complex_normal(rng, 4, 4)[:, :, None] * limited(x) + 0.01 * complex_normal(rng, 4, 4, 100)
+    found = dpd.identify_amplifiers(dpd.pilot_statistics(y, x), backoff_db=12.0, noise_var=1e-4)
+    assert np.all(found.mismatch_limited)
+    data = 10 ** (-12 / 20) * complex_normal(rng, 4, 20000)
+    after = nmse(data, limited(found.predistort(data).samples))
+    assert np.all(after <= 1.1 * nmse(data, limited(data)))

@@ -447,7 +447,8 @@ def test_sweep_names_ports_that_stay_as_they_are():
     report = whole_report("sweep", sweeping(BED).replace("[-0.03, 0.02]", "[1.0e-6, 0]"))
     assert report["error"] is None
     assert report["doubts"] == ["6 of 6 ports are not predistorted: linear as they are, known too poorly (more "
-                                "pilots), or clipped by it more than mended (a higher peak_db): " + ", ".join(PORTS)]
+                                "pilots), of an order that is too low, or clipped by it more than mended (a higher "
+                                "peak_db): " + ", ".join(PORTS)]
     assert whole_report("sweep", sweeping(BED).replace("[-0.03, 0.02]", "[-0.01, 0]"))["doubts"] == []
 
 

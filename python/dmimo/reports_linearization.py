@@ -28,8 +28,8 @@ _NAMED = 8  # ports that a doubt names
 _DEVIATIONS = 2.0  # standard errors of a difference beyond which it is one
 _CLIPPED = 0.01  # of the data's samples, from which clipping is a doubt
 _CAUSES = {
-    "refused": "are not predistorted: linear as they are, known too poorly (more pilots), or clipped by it more than "
-               "mended (a higher peak_db)",
+    "refused": "are not predistorted: linear as they are, known too poorly (more pilots), of an order that is too low, "
+               "or clipped by it more than mended (a higher peak_db)",
     "mismatch_limited": "distort beyond order {order}, order too low: raise mutual_coupling.order, or lower peak_db "
                         "where they saturate",
     "unexplained": "have what no amplifier's polynomial explains: memory (memory_depth), an order that is too low, or "

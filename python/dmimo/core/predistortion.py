@@ -33,7 +33,7 @@ from .predistortion_inverse import (
     predistort_and_count,
     predistorter_table,
 )
-from .predistortion_judgement import judge
+from .predistortion_judgement import does_harm, judge
 from .predistortion_pilots import AmplitudeDesign, design_pilots, pilot_amplitudes
 from .predistortion_statistics import PilotStatistics, pilot_statistics
 
@@ -189,9 +189,10 @@ def identify_amplifiers(
 ) -> Identification:
     r"""Amplifiers of all transmitters, their predicted errors and flags; see `Identification`.
 
-    Predistortion is refused where it is not expected to help (`predistortion_judgement`). Where the noise is known and
-    more than it is left (`unexplained`), what is left may be common to all receivers, as memory and smeared pilots are:
-    no combination of receivers then lowers its effect, and the covariance is enlarged by
+    Predistortion is refused where it is not expected to help (`predistortion_judgement`); where the order is too low,
+    without memory, also where it would raise the distortion of the amplifier with two more orders. Where the noise is
+    known and more than it is left (`unexplained`), what is left may be common to all receivers, as memory and smeared
+    pilots are: no combination of receivers then lowers its effect, and the covariance is enlarged by
     :math:`1 + \sum_i (\hat s_i / s_i - 1)` to what it would be for such errors, :math:`\hat s` from what is left.
 
     Parameters
@@ -223,6 +224,13 @@ def identify_amplifiers(
         fit.coefficients, covariance, fit.heard, depth=statistics.memory_depth,
         peak=statistics.peak, amplitudes=amplitudes, backoff_db=backoff_db, min_improvement=min_improvement,
     )  # fmt: skip
+    refused = judged.refused.copy()
+    small = fit.mismatch_significant & ~refused
+    if statistics.memory_depth == 1 and np.any(small):
+        refused[small] = does_harm(
+            fit.coefficients[small], fit.extended[small], peak=statistics.peak, amplitudes=amplitudes,
+            backoff_db=backoff_db,
+        )  # fmt: skip
     # What the noise costs over the pilots: each coefficient beyond the linear one has the variance 1 / strength.
     noise_cost = (fit.coefficients.shape[-1] - 1) / np.maximum(fit.strength, 1e-300)
     return Identification(
@@ -243,5 +251,5 @@ def identify_amplifiers(
         saturated=np.any(statistics.saturated, axis=-2),
         deaf=fit.deaf,
         clipped_share=judged.clipped_share,
-        refused=judged.refused,
+        refused=refused,
     )

@@ -46,7 +46,8 @@ class RawFit(NamedTuple):
     the threshold; mismatch (..., M_tx), power relative to the linear output that higher orders explain and noise does
     not; mismatch_significant and receivers_disagree (..., M_tx); noise_var (..., M_rx); num_receivers (..., M_tx);
     deaf (..., M_rx), receivers that hear nobody in the pairs that are used; unexplained (..., M_tx), more is left than
-    the given noise; excess (..., M_tx), by how much: variance over that of the noise, less 1, summed over receivers.
+    the given noise; excess (..., M_tx), by how much: variance over that of the noise, less 1, summed over receivers;
+    extended (..., M_tx, P' L), coefficients up to a factor with all the terms of the statistics, as `combining` "svd".
     """
 
     coefficients: NDArray
@@ -62,17 +63,20 @@ class RawFit(NamedTuple):
     deaf: NDArray
     unexplained: NDArray
     excess: NDArray
+    extended: NDArray
 
 
 class _Whitened(NamedTuple):
     """fitted (..., M_rx, M_tx, D) and beyond (..., M_rx, M_tx, E), projections on orthonormal functions within and
     beyond the order; inverse_r (..., M_tx or 1, D, D), from there to Legendre coefficients; num_beyond (..., M_tx or 1)
+    and outside (..., M_tx or 1, D + E, E), from projections beyond the order to all Legendre coefficients
     """
 
     fitted: NDArray
     beyond: NDArray
     inverse_r: NDArray
     num_beyond: NDArray
+    outside: NDArray
 
 
 def fit_statistics(
@@ -112,6 +116,9 @@ def fit_statistics(
     common = direction if combining == "svd" else _leading_vector(fitted, num_receivers)[0]
     tests = _test_model(fitted, beyond, common, num_receivers, whitened.num_beyond)
     unexplained, excess = _beyond_noise(statistics, whitened, noise, noise_var is not None)
+    extended = (whitened.outside @ tests.beyond[..., None])[..., 0]
+    extended[..., :size] += (whitened.inverse_r @ common[..., None])[..., 0]
+    all_terms = statistics.gram.shape[-1] // statistics.memory_depth
     linear_energy = statistics.gram[..., 0, 0].real
     linear_gain = np.where(heard, tests.gain * np.abs(linear) ** 2 * linear_energy, np.inf)
     return RawFit(
@@ -128,6 +135,7 @@ def fit_statistics(
         deaf=deaf,
         unexplained=unexplained,
         excess=excess,
+        extended=extended @ legendre_to_powers(all_terms, statistics.memory_depth, statistics.peak).T,
     )
 
 
@@ -150,7 +158,9 @@ def _whiten_basis(statistics: PilotStatistics, size: int) -> _Whitened:
     project = root[..., :, None] * np.swapaxes(vector.conj(), -1, -2)
     beyond = correlation[..., size:] - _apply(np.swapaxes(overlap.conj(), -1, -2), fitted)
     inverse_r = np.swapaxes(lower_inverse.conj(), -1, -2)
-    return _Whitened(fitted, _apply(project, beyond), inverse_r, np.count_nonzero(present, axis=-1))
+    to_legendre = np.swapaxes(project.conj(), -1, -2)
+    outside = np.concatenate([-inverse_r @ overlap @ to_legendre, to_legendre], axis=-2)
+    return _Whitened(fitted, _apply(project, beyond), inverse_r, np.count_nonzero(present, axis=-1), outside)
 
 
 def _apply(matrix: NDArray, vectors: NDArray) -> NDArray:
@@ -275,12 +285,14 @@ def _to_coefficients(
 
 
 class _Tests(NamedTuple):
-    """excess (...), energy beyond the order less its noise, in a unit of which the combined signal has `gain` (...)."""
+    """excess (...), energy beyond the order less its noise, in a unit of which the combined signal has `gain` (...);
+    beyond (..., E), combined, of a signal whose projection within the order is the direction."""
 
     excess: NDArray
     gain: NDArray
     higher_order: NDArray
     disagree: NDArray
+    beyond: NDArray
 
 
 def _test_model(
@@ -293,7 +305,8 @@ def _test_model(
     """
     gains = (fitted @ direction.conj()[..., None])[..., 0]
     gain = _square(gains)
-    combined = np.einsum("...i,...ie->...e", gains.conj(), beyond) / np.sqrt(np.where(gain > 0, gain, 1.0))[..., None]
+    root = np.sqrt(np.where(gain > 0, gain, 1.0))[..., None]
+    combined = np.einsum("...i,...ie->...e", gains.conj(), beyond) / root
     common = _square(combined)
     higher_order = (num_beyond > 0) & (gammaincc(np.maximum(num_beyond, 1), common) < FALSE_ALARM)
     total = _square(fitted).sum(axis=-1) - gain + _square(beyond).sum(axis=-1) - common
@@ -302,7 +315,7 @@ def _test_model(
     freedom = (num_receivers - 1) * (fitted.shape[-1] - 1 + num_beyond)
     disagree = (freedom > 0) & (gammaincc(np.maximum(freedom, 1), total) < FALSE_ALARM)
     excess = np.where(higher_order, common - num_beyond, 0.0)
-    return _Tests(excess, gain, higher_order, disagree)
+    return _Tests(excess, gain, higher_order, disagree, combined / root)
 
 
 def _square(values: NDArray) -> NDArray:

@@ -21,7 +21,7 @@ from scipy.special import erfc
 from .amplifier_model import amplify, delayed_powers, unpack_memory
 from .memory_polynomial import predistort_with_memory
 from .predistortion_bounds import data_amplitudes, predistorted_distortion
-from .predistortion_inverse import invertible_range
+from .predistortion_inverse import invertible_range, predistort
 
 # Quantiles of the data's amplitudes over which distortion is predicted, and how often they stand in a sequence.
 _DATA_POINTS, _REPEATS = 64, 8
@@ -85,21 +85,50 @@ def judge(
     # distortion must also stand out of the noise of its own estimate.
     least = min_improvement * np.maximum(remaining, noise)
     refused = ~heard | ~converges | ~(without >= least) | (without <= 0.0)
+    every, weights, rms = _every_amplitude(peak, amplitudes, backoff_db)
     if amplitudes is None:
-        rms = peak * 10.0 ** (-backoff_db / 20.0)
         clipping, share = gaussian_clipping(reach / rms)
-        every, weights = rms * _TAIL, _TAIL * np.exp(-(_TAIL**2))
     else:
-        every, weights = grid, np.ones(grid.shape)
         clipping = _distortion(grid, np.minimum(grid, reach[..., None]) + 0j, weights)
         share = np.mean(grid > reach[..., None], axis=-1)
     # Clipping must not cost more than the distortion that goes. Beyond the pilots the amplifier is unknown: at best its
     # gain stays what it was.
-    direct = coefficients[..., ::depth]
-    known = np.minimum(every, peak)
-    untouched = _distortion(every, amplify(known, direct) * (every / known), weights)
+    untouched = _untouched(every, coefficients[..., ::depth], peak, weights)
     refused |= (share > 0.0) & (clipping + remaining > untouched)
     return Judgement(without, np.where(heard, remaining, np.inf), clipping, share, refused)
+
+
+def does_harm(
+    coefficients: NDArray, actual: NDArray, *, peak: float, amplitudes: NDArray | None, backoff_db: float
+) -> NDArray:
+    """True (...) where predistortion by `coefficients` raises the distortion of amplifiers that are `actual`.
+
+    For a model that is known to be too small, and without memory: its errors are not those of noise, which is all that
+    `judge` knows of, and least squares over the pilots may put them where the data are.
+
+    Parameters
+    ----------
+    coefficients : (..., P), first entry 1. actual : (..., P'), of a higher order, up to a factor.
+    peak, amplitudes, backoff_db : see `judge`.
+    """
+    every, weights, _ = _every_amplitude(peak, amplitudes, backoff_db)
+    output = amplify(predistort(every, coefficients, max_amplitude=peak), actual)
+    return _distortion(every, output, weights) > _untouched(every, actual, peak, weights)
+
+
+def _every_amplitude(peak: float, amplitudes: NDArray | None, backoff_db: float) -> tuple[NDArray, NDArray, float]:
+    """Amplitudes (N,) of the data, rare ones too, their weights (N,), and the rms amplitude of Gaussian data."""
+    rms = peak * 10.0 ** (-backoff_db / 20.0)
+    if amplitudes is None:
+        return rms * _TAIL, _TAIL * np.exp(-(_TAIL**2)), rms
+    return np.asarray(amplitudes, float), np.ones(np.shape(amplitudes)), rms
+
+
+def _untouched(every: NDArray, coefficients: NDArray, peak: float, weights: NDArray) -> NDArray:
+    """Distortion (...) of amplifiers (..., P) as they are; beyond the peak their gain stays what it is there."""
+    known = np.minimum(every, peak)
+    output = amplify(known, coefficients) * (every / np.where(known > 0, known, 1.0))
+    return _distortion(every, output, weights)
 
 
 def gaussian_clipping(reach: NDArray) -> tuple[NDArray, NDArray]:
