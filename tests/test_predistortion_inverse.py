@@ -223,3 +223,9 @@ def test_weighted_fit_is_that_of_repeated_samples_and_poor_data_raise():
         dpd.predistort(x, [2.0, 0.1])
     with pytest.raises(ValueError, match="finite"):
         dpd.predistort(x, [1.0, np.nan])
+    for coefficients in ([1.0, -0.1], [1.0, -0.1, 0.02]):
+        for amplitude in (-1.0, 0.0, np.nan):
+            with pytest.raises(ValueError, match=r"max_amplitude = .* must be positive"):
+                dpd.predistort(x, coefficients, max_amplitude=amplitude)
+        # No amplifier at all is no mistake.
+        assert dpd.predistort(np.zeros((0, 5)), np.tile(coefficients, (0, 1))).shape == (0, 5)

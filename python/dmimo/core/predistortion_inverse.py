@@ -54,8 +54,15 @@ def invertible_range(coefficients: ArrayLike, *, max_amplitude: ArrayLike = np.i
 
     max_amplitude (...) limits the amplifier input further, to what the pilots reached: a polynomial says nothing
     beyond the amplitudes it was fitted to.
+
+    Raises
+    ------
+    ValueError
+        If a max_amplitude is not positive.
     """
     coefficients = np.asarray(coefficients, complex)
+    if not np.all(np.asarray(max_amplitude) > 0.0):
+        raise ValueError(f"max_amplitude = {max_amplitude} must be positive; inf: no limit")
     limit = np.minimum(np.sqrt(_first_peak(coefficients)), max_amplitude)
     finite = np.isfinite(limit)
     output = np.abs(amplify(np.where(finite, limit, 0.0)[..., None], coefficients))[..., 0]
@@ -82,7 +89,7 @@ def predistort_and_count(x: ArrayLike, coefficients: ArrayLike, *, max_amplitude
     Raises
     ------
     ValueError
-        If the first coefficients are not 1, or one is not finite.
+        If the first coefficients are not 1, or one is not finite, or a max_amplitude is not positive.
     """
     x, coefficients = np.asarray(x), _checked(coefficients)
     limit, reach = (value[..., None] for value in invertible_range(coefficients, max_amplitude=max_amplitude))
@@ -224,6 +231,8 @@ def _newton_root(power: NDArray, coefficients: NDArray, limit: NDArray) -> NDArr
     """Smallest root s of A(s) = power by Newton's method on sqrt(A) over sqrt(s), from a table of that function."""
     shape = np.broadcast_shapes(power.shape[:-1], coefficients.shape[:-1])
     power = np.broadcast_to(power, (*shape, power.shape[-1]))
+    if power.size == 0:
+        return power
     # Without a limit of its own the table ends where the largest sample certainly is inside: A(top) >= power.
     top = np.sqrt(np.where(np.isfinite(limit), limit, _reach(power, coefficients)))
     grid = top * np.sin(0.5 * np.pi * np.linspace(0.0, 1.0, _START_POINTS))
