@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The virtual USRP under the real gr-uhd blocks: what the tests of the radio front end stand on."""
 
+import math
 import shutil
 import subprocess
+import time
 
 import numpy as np
 import pytest
@@ -58,6 +60,13 @@ def test_boards_agree_on_the_time_after_a_pps_and_not_before(uhd, tmp_path):
     now = [radio.source.get_time_now(board).get_real_secs() for board in range(2)]
     assert edges == [round(edges[0])] * 2
     assert 0 <= now[1] - now[0] < 0.5  # read one after the other
+
+
+def test_edges_are_whole_seconds_of_the_computer_for_devices_of_all_its_processes(uhd, tmp_path):
+    radio = one_board(uhd, tmp_path)
+    radio.set_time()
+    before, now, after = time.monotonic(), radio.source.get_time_now().get_real_secs(), time.monotonic()
+    assert math.ceil(now - after - 1e-6) <= now - before + 1e-6
 
 
 def test_boards_that_are_set_at_different_edges_disagree_by_whole_seconds(uhd, tmp_path):

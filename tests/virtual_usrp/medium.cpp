@@ -90,7 +90,8 @@ std::shared_ptr<Medium> Medium::get(const Settings& settings)
     return found;
 }
 
-Medium::Medium(const Settings& given) : settings(given), _begin(Clock::now())
+// Begun on a whole second of a clock that all processes of a computer share: so are their PPS edges.
+Medium::Medium(const Settings& given) : settings(given), _begin(std::chrono::floor<std::chrono::seconds>(Clock::now()))
 {
     if (given.coupling != "random" && given.coupling != "ones" && given.coupling != "none")
         _listed = read_coupling(given.coupling);
