@@ -269,9 +269,10 @@ class MutualCouplingCollector:
 
 def find(collectors: Mapping[str, Collector]) -> MutualCouplingCollector | None:
     """The collector of mutual coupling among those of a run: by itself or part of the synchronisation; None without."""
-    member = collectors.get("linearizer")
-    if member is None and "beamsync" in collectors:
-        member = collectors["beamsync"].members.get("internal")
+    if "linearizer" in collectors:
+        return collectors["linearizer"]
+    # Without mutual coupling, the synchronisation's internal calibration is another.
+    member = collectors["beamsync"].members.get("internal") if "beamsync" in collectors else None
     return member if isinstance(member, MutualCouplingCollector) else None
 
 
