@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The scheduler block with radios that are nothing but messages: common time, begin, leads, silence."""
 
+import math
+
 import numpy as np
 import pmt
 import pytest
 from gnuradio import dmimo, gr
 from gnuradio.dmimo.blocks import messages
 from gnuradio.dmimo.protocols.slots import Grant, Slot, build_schedule
-from gnuradio.dmimo.radio_clock import MANY_REPORTS
+from gnuradio.dmimo.radio_clock import MIN_REPORTS
 from graph import message_sink
 from scheduler_bench import RATE, SCHEDULE, SLOT, Bench
 
@@ -15,7 +17,7 @@ from scheduler_bench import RATE, SCHEDULE, SLOT, Bench
 def test_radios_are_aligned_to_the_latest_and_the_run_begins_when_all_stream(monkeypatch):
     with Bench(monkeypatch) as bench:
         bench.time("r1", 3.0, 8, delay_s=0.01)
-        assert not bench.published
+        assert {messages.kind(message) for _, message in bench.published} == {"ask"}
         bench.time("r2", 5.0, 8)
         assert bench.told("align") == [{"radio": "r1", "seconds": 2}, {"radio": "r2", "seconds": 0}]
         bench.time("r1", 5.0)
@@ -45,7 +47,7 @@ def test_the_first_slot_is_a_lead_after_the_device_time_where_that_is_later(monk
 def test_a_radio_that_is_off_a_whole_second_ends_the_run_by_name(monkeypatch):
     with Bench(monkeypatch, radios=["r1", "r2", "r3"]) as bench:
         for radio, ahead_s in [("r1", 3.0), ("r2", 5.37), ("r3", 4.0)]:
-            bench.time(radio, ahead_s, MANY_REPORTS)
+            bench.time(radio, ahead_s, MIN_REPORTS)
         assert "radio r2" in bench.block.error
         assert "0.37 s off a whole second" in bench.block.error
         assert not bench.told("align")
@@ -54,10 +56,20 @@ def test_a_radio_that_is_off_a_whole_second_ends_the_run_by_name(monkeypatch):
 
 def test_a_busy_computer_does_not_accuse_a_radio(monkeypatch):
     with Bench(monkeypatch, radios=["r1", "r2"]) as bench:
-        for _ in range(MANY_REPORTS - 1):
+        for _ in range(100):
             bench.time("r1", 3.0)
-            bench.time("r2", 4.0, delay_s=0.3)
+            bench.time("r2", 4.0, delay_s=0.4, asked_s=0.5)
         assert bench.block.error is None
+        assert bench.told("align") == [{"radio": "r1", "seconds": 1}, {"radio": "r2", "seconds": 0}]
+
+
+def test_several_radios_are_asked_for_their_time_and_none_is_compared_before_it_answers(monkeypatch):
+    with Bench(monkeypatch, radios=["r1", "r2"]) as bench:
+        for _ in range(MIN_REPORTS):
+            bench.time("r1", 3.0)
+            bench.time("r2", 4.0, asked_s=math.inf)
+        asked = [told["time"] for told in bench.told("ask")]
+        assert asked == pytest.approx(100.0 + 0.1 * np.arange(MIN_REPORTS))
         assert not bench.told("align")
         bench.time("r2", 4.0)
         assert bench.told("align") == [{"radio": "r1", "seconds": 1}, {"radio": "r2", "seconds": 0}]

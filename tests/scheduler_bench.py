@@ -37,11 +37,12 @@ class Bench:
     def status(self, kind, **fields):
         self.block.handle_status(messages.encode(kind, **fields))
 
-    def time(self, radio, ahead_s, count=1, delay_s=0.0):
+    def time(self, radio, ahead_s, count=1, delay_s=0.0, asked_s=0.0):
+        """Reports that are so late, of a time so long after it was asked for."""
         self.ahead_s = ahead_s
         for _ in range(count):
-            sample = round((self.local_s - delay_s + ahead_s) * RATE)
-            self.status("radio_time", radio=radio, sample=sample)
+            read_s = self.local_s - delay_s
+            self.status("radio_time", radio=radio, sample=round((read_s + ahead_s) * RATE), asked=read_s - asked_s)
             self.local_s += 0.05
 
     def begin(self, first=(105_000, 104_000), epochs=(7, 9), ahead_s=3.0):
@@ -103,7 +104,8 @@ class Bench:
         queries = len(self.told("query"))
         for _ in range(400):
             for radio in ("r1", "r2"):
-                self.status("radio_time", radio=radio, sample=round((self.local_s + self.ahead_s) * RATE))
+                self.status("radio_time", radio=radio, sample=round((self.local_s + self.ahead_s) * RATE),
+                            asked=self.local_s)
             self.local_s += 0.05
         self.block.handle_watchdog(pmt.PMT_T)
         if len(self.told("query")) > queries:

@@ -1,23 +1,26 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What time it is on radios, from reports that come late, and how radios come to a common time."""
 
+import re
+
 import numpy as np
 import pytest
-from gnuradio.dmimo.radio_clock import MIN_REPORTS, RadioClock, Radios, whole_second_shifts
+from gnuradio.dmimo.radio_clock import MIN_REPORTS, Offset, RadioClock, Radios, whole_second_shifts
 
 RATE = 1e6
 PERIOD_S = 0.05
 
 
-def reports(offset_s, delays_s, start_s=100.0):
-    """(sample, arrival) of a radio that reports every 50 ms, each message that much later."""
+def reports(offset_s, delays_s, start_s=100.0, asked_s=0.01):
+    """(sample, arrival, asked) of a radio that reports every 50 ms, each message later and asked for earlier."""
     sent = start_s + PERIOD_S * np.arange(len(delays_s))
-    return [(round((local + offset_s) * RATE), local + delay) for local, delay in zip(sent, delays_s, strict=True)]
+    return [(round((local + offset_s) * RATE), local + delay, local - asked_s)
+            for local, delay in zip(sent, delays_s, strict=True)]
 
 
-def feed(radios, name, offset_s, delays_s, start_s=100.0):
-    for sample, arrival in reports(offset_s, delays_s, start_s):
-        radios.report(name, sample, arrival)
+def feed(radios, name, offset_s, delays_s, start_s=100.0, asked_s=0.01):
+    for report in reports(offset_s, delays_s, start_s, asked_s):
+        radios.report(name, *report)
 
 
 @pytest.mark.parametrize("offset_s", [-90.25, 0.0, 1.7e9])
@@ -52,26 +55,64 @@ def test_a_clock_without_reports_has_no_time():
         RadioClock().offset_s  # noqa: B018
 
 
+def offsets_of(width_s, **least_s):
+    return {name: Offset(least, least + width_s) for name, least in least_s.items()}
+
+
 def test_radios_are_shifted_forward_to_the_latest_one():
-    shifts, faults = whole_second_shifts({"a": 5.003, "b": 7.001, "c": 6.0})
+    shifts, faults = whole_second_shifts(offsets_of(0.01, a=5.003, b=7.001, c=6.0))
     assert (shifts, faults) == ({"a": 2, "b": 0, "c": 1}, {})
-    assert whole_second_shifts({"a": 4.99, "b": 5.18}) == ({"a": 0, "b": 0}, {})
+    assert whole_second_shifts(offsets_of(0.4, a=4.99, b=5.18)) == ({"a": 0, "b": 0}, {})
+
+
+def test_shifts_are_those_that_the_bounds_allow_however_unequally_late_messages_are():
+    late = {"a": Offset(5.0, 5.02), "b": Offset(6.3, 7.04)}  # 7, of which all messages are 0.7 s late
+    assert whole_second_shifts(late) == ({"a": 2, "b": 0}, {})
 
 
 @pytest.mark.parametrize("offsets", [{"a": 3.0, "b": 3.37, "c": 5.01}, {"a": 3.0, "b": 2.37, "c": 3.01},
                                      {"b": 0.37, "a": 1.0, "c": 9.99}])
 def test_the_radio_off_a_whole_second_from_the_others_is_named(offsets):
-    shifts, faults = whole_second_shifts(offsets)
+    shifts, faults = whole_second_shifts(offsets_of(0.02, **offsets))
     assert shifts == {}
     assert list(faults) == ["b"]
     assert "+0.37 s off a whole second" in faults["b"]
     assert "radio b" in faults["b"]
 
 
-@pytest.mark.parametrize(("fraction", "faulty"), [(0.27, False), (-0.27, False), (0.29, True), (-0.29, True)])
-def test_of_two_radios_up_to_a_fifth_of_a_second_is_delay(fraction, faulty):
-    _, faults = whole_second_shifts({"a": 3.0, "b": 8.0 + fraction})
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(("width_s", "fraction", "faulty"), [
+    (0.0, 0.009, False), (0.0, 0.011, True), (0.1, 0.109, False), (0.1, 0.111, True), (0.48, 0.49, False),
+    (0.5, 0.5, False)])
+def test_of_two_radios_none_is_accused_of_what_may_be_delay(width_s, fraction, faulty, sign):
+    _, faults = whole_second_shifts(offsets_of(width_s, a=3.0, b=8.0 + sign * fraction))
     assert list(faults) == ["b"] * faulty
+
+
+def test_all_messages_may_be_late_for_as_long_as_a_computer_is_busy():
+    radios = Radios(["a", "b"], RATE)
+    feed(radios, "a", 7.0, np.full(400, 0.02))
+    feed(radios, "b", 6.0, np.full(400, 0.45), asked_s=0.45)
+    assert radios.align() == ({"a": 0, "b": 1}, {})
+
+
+def test_another_pps_is_found_out_once_messages_are_punctual_enough_even_after_the_alignment():
+    radios = Radios(["a", "b"], RATE)
+    feed(radios, "a", 7.0, np.full(400, 0.02))
+    feed(radios, "b", 6.4, np.full(100, 0.45), asked_s=0.5)
+    assert radios.align()[1] == {}
+    feed(radios, "b", 6.4, [0.02], start_s=105.0, asked_s=0.05)
+    (fault,) = radios.align()[1].values()
+    assert re.fullmatch(r"radio b: its time is \+0\.4\d s off a whole second from that of radio a: .*no common PPS",
+                        fault)
+
+
+@pytest.mark.parametrize("change_s", [30.0, -40.0, 0.15])
+def test_a_clock_that_has_been_set_is_known_at_once(change_s):
+    clock = RadioClock()
+    clock.report(50.0, 100.01, 99.95)
+    clock.report(51.0 + change_s, 101.01, 100.95)
+    assert clock.offset == pytest.approx((change_s - 50.01, change_s - 49.95))
 
 
 def test_radios_are_aligned_once_all_have_reported_often_enough_late_messages_and_all():
@@ -90,7 +131,7 @@ def test_radios_are_aligned_once_all_have_reported_often_enough_late_messages_an
 
 def test_one_radio_is_aligned_at_its_first_report():
     radios = Radios(["a"], RATE)
-    feed(radios, "a", 7.0, [0.5])
+    feed(radios, "a", 7.0, [0.5], asked_s=np.inf)  # one alone is not asked
     assert radios.align() == ({"a": 0}, {})
 
 
@@ -191,7 +232,7 @@ def test_a_radio_whose_time_leaps_is_found_out(ahead_s, apart):
 
 def test_a_radio_that_loses_its_pps_is_found_out():
     radios = agreed()
-    feed(radios, "b", 7.3, [0.0])
+    feed(radios, "b", 7.3, [0.0], start_s=101.0)
     assert list(radios.apart()) == ["b"]
     assert "+0.30 s off a whole second" in radios.apart()["b"]
 

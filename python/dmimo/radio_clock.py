@@ -3,23 +3,32 @@
 
 A radio reports its device time t in messages that arrive at the times a of this computer's monotonic clock, each later
 by the delay D >= 0 of the message. With t = a - D + offset, the offset between the two clocks is the maximum of t - a
-over messages, approached from below: late messages change nothing as long as some are punctual. Crystals drift apart
-by microseconds a second, so that old messages are forgotten.
+over messages, approached from below: late messages change nothing as long as some are punctual. A report also says
+at which local time q it was asked for, the latest that the radio had been told: t was read after q, so that the offset
+is at most t - q. Crystals drift apart by microseconds a second, so that old messages are forgotten.
 
 Radios that take their time at edges of one PPS differ by whole seconds, since each computer chooses its own edge. They
-are shifted to the latest of them.
+are shifted to the latest of them. That a radio is wrong is said only where both bounds of its offset prove it: on a
+busy computer all messages may be late, for as long as it is busy.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from .radio_time import rate_ratio
 
 MEMORY_S = 10.0
 MIN_REPORTS = 8  # before several radios are compared; one of so many messages is punctual
-MANY_REPORTS = 100  # before one is accused: on a busy computer seconds may pass without a punctual message
-# From a whole second: messages were 0.22 s late on a busy computer; without a common PPS it is less by chance in 0.56.
-MAX_FRACTION_S = 0.28
+TOLERANCE_S = 0.01  # of a difference in whole seconds: drift while reports count, and what reading the time takes
+
+
+class Offset(NamedTuple):
+    """By how much a radio's device time is ahead of a local clock, at least and at most [s]."""
+
+    least_s: float
+    most_s: float
 
 
 class RadioClock:
@@ -33,62 +42,89 @@ class RadioClock:
 
     def __init__(self, memory_s: float = MEMORY_S):
         self._memory_s = memory_s
-        # Offsets that may still become the maximum: each is smaller than those before it.
-        self._offsets: deque[tuple[float, float]] = deque()
+        # Offsets that may still become the maximum: each is smaller than those before it. And negative upper bounds.
+        self._least: deque[tuple[float, float]] = deque()
+        self._most: deque[tuple[float, float]] = deque()
         self.reports = 0
         self.heard_s: float | None = None
 
-    def report(self, device_s: float, arrival_s: float) -> None:
-        """Take a report of the device time that arrived at a time of the local clock [s]."""
-        offset = device_s - arrival_s
-        while self._offsets and self._offsets[-1][1] <= offset:
-            self._offsets.pop()
-        self._offsets.append((arrival_s, offset))
-        while self._offsets[0][0] < arrival_s - self._memory_s:
-            self._offsets.popleft()
+    def report(self, device_s: float, arrival_s: float, asked_s: float = -math.inf) -> None:
+        """Take a report of the device time, read after one time of the local clock and arrived at another [s]."""
+        for bounds, bound in ((self._least, device_s - arrival_s), (self._most, asked_s - device_s)):
+            while bounds and bounds[-1][1] <= bound:
+                bounds.pop()
+            bounds.append((arrival_s, bound))
+            while bounds[0][0] < arrival_s - self._memory_s:
+                bounds.popleft()
+            other = self._most if bounds is self._least else self._least
+            while other and other[0][1] + bound > TOLERANCE_S:  # of before the clock was set
+                other.popleft()
         self.reports += 1
         self.heard_s = arrival_s
 
     @property
     def offset_s(self) -> float:
         """Device time minus local time [s], too small by the delay of the most punctual report."""
-        if not self._offsets:
+        return self.offset.least_s
+
+    @property
+    def offset(self) -> Offset:
+        """Bounds of device time minus local time."""
+        if not self._least:
             raise ValueError("offset_s: the radio has not reported its time")
-        return self._offsets[0][1]
+        return Offset(self._least[0][1], -self._most[0][1])
 
 
-def whole_second_shifts(offsets_s: Mapping[str, float]) -> tuple[dict[str, int], dict[str, str]]:
+def whole_second_shifts(offsets: Mapping[str, Offset]) -> tuple[dict[str, int], dict[str, str]]:
     """Whole seconds by which each clock must be set forward to agree with the latest one, and what is wrong.
 
     Parameters
     ----------
-    offsets_s : mapping of name to float
-        How far each clock is ahead of one and the same other clock [s].
+    offsets : mapping of name to Offset
+        How far each clock is ahead of one and the same other clock.
 
     Returns
     -------
     shifts : mapping of name to int
-        Not negative; empty if anything is wrong.
+        Not negative; empty if anything is wrong. What they must be where the bounds leave no choice; otherwise by the
+        lower bounds, as if messages took equally long.
     faults : mapping of name to str
         What is wrong with each clock that is off a whole second from the others. Where as many agree on one fraction of
         a second as on another, those count as right that agree with the first clock.
     """
-    names = list(offsets_s)
-    right = max(names, key=lambda name: sum(abs(_off_second(offsets_s[other] - offsets_s[name])) <= MAX_FRACTION_S
-                                            for other in names))
-    off = {name: _off_second(offsets_s[name] - offsets_s[right]) for name in names}
-    faults = {name: f"radio {name}: its time is {fraction:+.2f} s off a whole second from that of radio {right}: they "
-                    "have no common PPS" for name, fraction in off.items() if abs(fraction) > MAX_FRACTION_S}
+    names = list(offsets)
+    seconds = {name: {other: _whole_seconds(offsets[other], offsets[name]) for other in names} for name in names}
+    right = max(names, key=lambda name: sum(second is not None for second in seconds[name].values()))
+    faults = {name: f"radio {name}: its time is {_off_second(offsets[name], offsets[right]):+.2f} s off a whole second "
+                    f"from that of radio {right}: they have no common PPS"
+              for name, second in seconds[right].items() if second is None}
     if faults:
         return {}, faults
-    seconds = {name: round(offsets_s[name] - offsets_s[right]) for name in names}
-    latest = max(seconds.values())
-    return {name: latest - second for name, second in seconds.items()}, {}
+    latest = max(seconds[right].values())
+    return {name: latest - second for name, second in seconds[right].items()}, {}
 
 
-def _off_second(difference_s: float) -> float:
-    """Difference from the nearest whole second."""
-    return difference_s - round(difference_s)
+def _difference(one: Offset, other: Offset) -> Offset:
+    """By how much one clock is ahead of another."""
+    return Offset(one.least_s - other.most_s, one.most_s - other.least_s)
+
+
+def _whole_seconds(one: Offset, other: Offset) -> int | None:
+    """Whole seconds by which one clock is ahead of another; None where it cannot be whole seconds."""
+    least, most = _difference(one, other)
+    lowest, highest = least - TOLERANCE_S, most + TOLERANCE_S
+    seconds = round(one.least_s - other.least_s)
+    if seconds < lowest:
+        seconds = math.ceil(lowest)
+    elif seconds > highest:
+        seconds = math.floor(highest)
+    return seconds if lowest <= seconds <= highest else None
+
+
+def _off_second(one: Offset, other: Offset) -> float:
+    """Difference from the nearest whole second, halfway between its bounds [s]."""
+    middle = sum(_difference(one, other)) / 2
+    return middle - round(middle)
 
 
 class Radios:
@@ -110,29 +146,26 @@ class Radios:
         self._waited: set[str] = set()  # radios in an epoch in which they have yet to begin
         self._compared = False
 
-    def report(self, name: str, sample: int, arrival_s: float) -> None:
-        """A radio's device time, in samples, has arrived at a time of the local clock [s]."""
-        self._known(name).report(sample / self._rate, arrival_s)
+    def report(self, name: str, sample: int, arrival_s: float, asked_s: float = -math.inf) -> None:
+        """A radio's device time, in samples, has arrived; read after one and before another time of the local clock."""
+        self._known(name).report(sample / self._rate, arrival_s, asked_s)
 
     def align(self) -> tuple[dict[str, int], dict[str, str]]:
         """Whole seconds by which to shift each radio, and faults, as `whole_second_shifts`.
 
-        Given once at the start and once after every epoch that has ended, as soon as enough reports have come from all,
-        and many where they do not agree; empty otherwise.
+        Shifts are given once at the start and once after every epoch that has ended, as soon as enough reports have
+        come from all, and faults whenever they are found; empty otherwise.
         """
-        if self._compared or not self._comparable:
+        if not self._comparable:
             return {}, {}
         shifts, faults = self._compare()
-        if faults and any(clock.reports < MANY_REPORTS for clock in self._clocks.values()):
+        if self._compared and not faults:
             return {}, {}
         self._compared = True
         return shifts, faults
 
     def apart(self) -> dict[str, str]:
-        """What is wrong with radios that do not have the time of the others, by name; empty where that is not known.
-
-        A clock that has been set back is found out when its old reports are forgotten.
-        """
+        """What is wrong with radios that do not have the time of the others, by name; empty where that is not known."""
         shifts, faults = self._compare() if self._comparable else ({}, {})
         latest = next((name for name, seconds in shifts.items() if seconds == 0), None)
         return faults | {name: f"radio {name}: its time is {seconds} s behind that of radio {latest}"
@@ -144,11 +177,13 @@ class Radios:
 
     @property
     def _comparable(self) -> bool:
-        enough = MIN_REPORTS if len(self._clocks) > 1 else 1
-        return not self._waited and all(clock.reports >= enough for clock in self._clocks.values())
+        several = len(self._clocks) > 1
+        return not self._waited and all(
+            clock.reports >= (MIN_REPORTS if several else 1) and (clock.offset.most_s < math.inf or not several)
+            for clock in self._clocks.values())
 
     def _compare(self) -> tuple[dict[str, int], dict[str, str]]:
-        return whole_second_shifts({name: clock.offset_s for name, clock in self._clocks.items()})
+        return whole_second_shifts({name: clock.offset for name, clock in self._clocks.items()})
 
     def begun(self, name: str, sample: int, epoch: int) -> None:
         """A radio's streams run from this sample on, in this epoch."""

@@ -29,7 +29,9 @@ are device time:
 =========== ================================================ ==========================================================
 type        keys                                             meaning
 =========== ================================================ ==========================================================
-radio_time  radio, sample                                    device time at which this was sent; every 50 ms
+ask         time                                             to several radios: the scheduler's own time [s], now
+radio_time  radio, sample, asked                             device time at which this was sent, every 50 ms; the last
+                                                             time that `ask` had told before, -inf for none
 align       radio, seconds                                   shift the time by so many whole seconds, then go on
 radio_begin radio, sample, epoch; carriers (asked for, tuned the streams run from this sample on
             to) [Hz] with a reference that radios share

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Makes a radio ready when its flowgraph has started, tells its time, and watches over it."""
 
+import math
 import queue
 import threading
 import time
@@ -57,10 +58,12 @@ class radio_control(lean_message_block):
 
     Messages
     --------
-    control : `align` {radio, seconds}: shift the time by whole seconds at a PPS edge; `end` ends the block.
-    status : `radio_time` {radio, sample}: device time, every 50 ms; `radio_begin` {radio, sample, epoch}: streams run
-        from this sample on, with the ports' `carriers` (asked for, tuned to) [Hz] on a reference that radios share;
-        `radio_epoch` {radio, epoch, reason}: this epoch has begun, since something ended the last.
+    control : `align` {radio, seconds}: shift the time by whole seconds at a PPS edge; `ask` {time}: when the scheduler
+        asks for the time; `end` ends the block.
+    status : `radio_time` {radio, sample, asked}: device time, every 50 ms, and the last `ask` before it was read;
+        `radio_begin` {radio, sample, epoch}: streams run from this sample on, with the ports' `carriers` (asked for,
+        tuned to) [Hz] on a reference that radios share; `radio_epoch` {radio, epoch, reason}: this epoch has begun,
+        since something ended the last.
     error : what went wrong, with the radio's name and the board.
     end : to the sources' `system` ports when the run has ended, so that a flowgraph may end without being stopped.
     """
@@ -74,6 +77,7 @@ class radio_control(lean_message_block):
         self._thread: threading.Thread | None = None
         self._requests: queue.SimpleQueue[tuple[str, Callable[[], None]]] = queue.SimpleQueue()
         self._alignments: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._asked = -math.inf  # the scheduler's time at which it last asked for that of the radio [s]
         self._timed = False  # the device time is what it is to be
         self._reported_at = self._watched_at = 0.0  # monotonic clock [s]
         self._first = 0  # sample with which the streams begin
@@ -126,6 +130,8 @@ class radio_control(lean_message_block):
         kind = messages.kind(message)
         if kind == "align" and messages.get(message, "radio") == self._name:
             self._alignments.put(messages.get(message, "seconds"))
+        elif kind == "ask":
+            self._asked = messages.get(message, "time")
         elif kind == "end":
             self._end()
 
@@ -187,7 +193,8 @@ class radio_control(lean_message_block):
 
     def _report(self) -> None:
         self._reported_at = time.monotonic()
-        self._tell("radio_time", sample=self._radio.now_samples())
+        asked = self._asked  # before the time is read
+        self._tell("radio_time", sample=self._radio.now_samples(), asked=asked)
 
     def _make_ready(self) -> None:
         """All steps of the start, once the streamers exist."""

@@ -233,7 +233,9 @@ class slot_scheduler(lean_message_block):
         if self._radios is None:
             self._act(self._machine.failed(f"radio {radio}: the scheduler was given no radios"))
         elif kind == "radio_time":
-            self._radios.report(radio, messages.get(message, "sample"), time.monotonic())
+            self._radios.report(radio, messages.get(message, "sample"), time.monotonic(),
+                                messages.get(message, "asked"))
+            self._ask(radio)
             self._align()
             self._tell_time()
         elif kind == "radio_begin":
@@ -254,6 +256,11 @@ class slot_scheduler(lean_message_block):
         self._carriers[radio] = carriers
         if fault := unequal_carriers(self._carriers):
             self._act(self._machine.failed(fault))
+
+    def _ask(self, radio: str) -> None:
+        """Tell several radios the time of asking for theirs, which bounds it from the other side; by the first's."""
+        if radio == self._radio_names[0] and len(self._radio_names) > 1:
+            self.message_port_pub(CONTROL, messages.encode("ask", time=time.monotonic()))
 
     def _align(self) -> None:
         """Tell the radios how to come to a common time, once they are known well enough; a run has one."""

@@ -4,7 +4,6 @@
 from gnuradio import gr, uhd
 
 from ..radio_settings import RadioSettings, board_channels
-from ..radio_time import rate_ratio
 from .radio_control import radio_control
 from .radio_events import radio_events
 from .radio_start import INTERNAL, RadioError, RadioStart
@@ -13,6 +12,7 @@ from .stream_clock import stream_clock
 # usrp_sink's event thread ends the process if a message of it finds no block to take it, and may outlive the flowgraph:
 # what listens to it is never given up.
 _listeners: list[radio_events] = []
+MAX_RATE_ERROR_HZ = 1e-6  # what six decimals leave: not a hundredth of a sample in hours
 SHARED_EVENTS = "B2"  # beginning of the names of devices whose sinks read one queue of events
 
 
@@ -25,7 +25,7 @@ class usrp_array(gr.hier_block2):
 
     When the flowgraph starts, the boards' time is set at a PPS edge and checked on each, aligned to that of other
     radios as the scheduler says, all ports are tuned at one device time, locks and frequencies are checked, and all
-    receive streams begin on one whole second. From then on the radio is watched, see `radio_control`.
+    receive streams begin with the first sample of one second. From then on the radio is watched, see `radio_control`.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ class usrp_array(gr.hier_block2):
 
     Messages
     --------
-    control : from the scheduler: `align` {radio, seconds}, `end`.
+    control : from the scheduler: `align` {radio, seconds}, `ask` {time}, `end`.
     events : what became of bursts, to all nodes, see `radio_events`.
     status : to the scheduler: `radio_time`, `radio_begin`, `radio_epoch`, see `radio_control`, and errors as text.
 
@@ -55,7 +55,6 @@ class usrp_array(gr.hier_block2):
             self.message_port_register_hier_out(port)
         self.message_port_register_hier_in("control")
         self.settings = settings
-        self._rate = rate_ratio(settings.samp_rate)
         streams = {name: uhd.stream_args("fc32", "", uhd.device_addr(""), [port.channel for port in ports])
                    for name, ports in settings.nodes.items()}
         self.sources = [uhd.usrp_source(settings.device_args, stream, False) for stream in streams.values()]
@@ -114,8 +113,8 @@ class usrp_array(gr.hier_block2):
         samp_rate = self.settings.samp_rate
         for radio in (*self.sources, *self.sinks):
             radio.set_samp_rate(samp_rate)
-            if rate_ratio(radio.get_samp_rate()) != self._rate:
-                raise RadioError(f"samp_rate = {samp_rate:g}: the radio can do {radio.get_samp_rate():.6f}; "
+            if abs(radio.get_samp_rate() - samp_rate) > MAX_RATE_ERROR_HZ:
+                raise RadioError(f"samp_rate = {samp_rate:.6f}: the radio can do {radio.get_samp_rate():.6f}; "
                                  "its master clock rate must be a multiple")
         for port, source, sink, index in self.radio.members():
             for radio, antenna in ((source, port.rx_antenna), (sink, port.tx_antenna)):
