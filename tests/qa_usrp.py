@@ -273,6 +273,24 @@ def test_what_the_radio_cannot_do_is_refused(usrp_array, tmp_path, options, name
         Bench(usrp_array, tmp_path, **options)
 
 
+def test_a_clock_that_makes_no_round_rate_is_used_at_its_own(usrp_array, tmp_path):
+    clock = 30.72e6 + 0.2234  # as near to 30.72 MHz as a B210 comes
+    with pytest.raises(usrp_array.RadioError, match=r"1920000\.000000: the radio can do 1920000\.013963;"):
+        Bench(usrp_array, tmp_path, rate=1.92e6, master_clock_rate=clock)
+    rate = 1_920_000.013963  # as it was told; no whole second but 0 is a sample
+    with Bench(usrp_array, tmp_path, rate=rate, master_clock_rate=clock) as bench:
+        begin = bench.begin()
+        assert begin / rate < 10
+        start = max(begin, bench.soon())
+        bench.arm([start])
+        bench.send("ap1", start, np.full((2, SLOT), 0.1))
+        (heard,) = bench.slots("ap2", 1)
+        events, _ = bench.events_now(2)
+    assert [event[-1] for event in events] == [start + SLOT] * 2
+    assert (np.abs(heard).min(axis=1) > 1e-3).all()  # from the first to the last sample of the slot
+    assert bench.failures() == []
+
+
 def test_one_board_needs_no_pps(usrp_array, tmp_path):
     own = {"clock_source": "internal", "time_source": "internal"}
     with Bench(usrp_array, tmp_path, channels={"ap1": [0, 1]}, mboards=1, settings=own, pps_missing=0) as bench:

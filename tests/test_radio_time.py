@@ -39,14 +39,6 @@ def test_times_off_the_sample_grid_are_refused(off, refused):
         assert radio_time.sample_of(*time, MHZ) == 3_250_000
 
 
-@given(st.integers(0, 10**6), st.sampled_from(RATES))
-def test_streams_begin_on_the_first_second_that_is_a_sample(after, samp_rate):
-    rate = radio_time.rate_ratio(samp_rate)
-    first = radio_time.next_common_second(after, rate)
-    on_grid = [second for second in range(after, after + rate.denominator) if (second * rate).denominator == 1]
-    assert first == on_grid[0]
-
-
 def test_boards_that_agree_within_a_tick_are_not_named():
     assert radio_time.disagreeing_boards([], MHZ) == {}
     assert radio_time.disagreeing_boards([(4, 0.0), (4, 1e-8), (3, 1 - 1e-8), (4, 0.4e-6)], MHZ) == {}

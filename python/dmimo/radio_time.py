@@ -47,11 +47,6 @@ def sample_of(seconds: int, fraction: float, rate: Fraction) -> int:
     return sample
 
 
-def next_common_second(seconds: int, rate: Fraction) -> int:
-    """First whole second from `seconds` on that is the time of a sample: streams begin there without a residual."""
-    return -(-seconds // rate.denominator) * rate.denominator
-
-
 def common_second(edges: Sequence[tuple[int, float]]) -> int:
     """Whole second that most boards read at a PPS edge, one that is nearest to what they read."""
     return Counter(_nearest(edges)).most_common(1)[0][0]
@@ -86,8 +81,8 @@ def boards_apart(offsets: Sequence[tuple[float, float]], rate: Fraction) -> dict
         return max(one[0] - other[1], other[0] - one[1]) <= tolerance_s
 
     right = max(offsets, key=lambda offset: sum(agree(offset, other) for other in offsets), default=(0.0, 0.0))
-    return {board: f"is {(sum(offset) - sum(right)) / 2:+.6f} s off from the time of the others: it takes its time at "
-                   "other PPS edges" for board, offset in enumerate(offsets) if not agree(offset, right)}
+    return {board: f"is {(sum(offset) - sum(right)) / 2:+.6f} s off from the time of the others: they have no "
+                   "common PPS" for board, offset in enumerate(offsets) if not agree(offset, right)}
 
 
 def disagreeing_boards(edges: Sequence[tuple[int, float]], rate: Fraction) -> dict[int, str]:

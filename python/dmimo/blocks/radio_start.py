@@ -12,7 +12,7 @@ from fractions import Fraction
 from gnuradio import gr, uhd
 
 from ..radio_settings import RadioPort, RadioSettings, Tuned, carrier_faults
-from ..radio_time import boards_apart, common_second, disagreeing_boards, next_common_second, position, rate_ratio
+from ..radio_time import boards_apart, common_second, disagreeing_boards, position, rate_ratio, time_of
 
 INTERNAL = "internal"
 LOCK_TIMEOUT_S = 2.0
@@ -260,13 +260,13 @@ class RadioStart:
             source.issue_stream_cmd(uhd.stream_cmd(uhd.STREAM_MODE_STOP_CONTINUOUS))
 
     def stream(self) -> int:
-        """Let all receive streams begin on one whole second; returns the sample that it is."""
-        second = next_common_second(math.ceil(self.now() + START_LEAD_S), self.rate)
+        """Let all receive streams begin with one sample, the first of a second; returns which it is."""
+        sample = math.ceil(math.ceil(self.now() + START_LEAD_S) * self.rate)
         command = uhd.stream_cmd(uhd.STREAM_MODE_START_CONTINUOUS)
-        command.stream_now, command.time_spec = False, uhd.time_spec(second, 0.0)
+        command.stream_now, command.time_spec = False, uhd.time_spec(*time_of(sample, self.rate))
         for source in self.sources:
             source.issue_stream_cmd(command)
-        return second * self.rate.numerator // self.rate.denominator
+        return sample
 
 
 def tune_request(frequency: float) -> uhd.tune_request:

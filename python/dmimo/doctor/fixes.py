@@ -59,7 +59,8 @@ def refused(kind: str) -> str:
     return _join(
         "Correct the testbed file where the words say so: samp_rate, channels, subdevices, antennas or sources.",
         {"b200": "A B2xx takes any master_clock_rate from 5e6 to 61.44e6 (two channels: 30.72e6) of which samp_rate is "
-                 "an integer part. Several B2xx are several radios: each has its own entry under usrp.radios.",
+                 "an integer part. It makes some rates, such as 30.72e6, only nearly: give samp_rate as in the words, "
+                 "with six decimals. Several B2xx are several radios: each has its own entry under usrp.radios.",
          "x300": "An X3x0 runs at master_clock_rate=200e6 or 184.32e6 in args; samp_rate must be an integer part.",
          "n3xx": "An N300 or N310 runs at master_clock_rate=122.88e6, 125e6 or 153.6e6 in args; samp_rate must be an "
                  "integer part."}.get(kind, "samp_rate must be an integer part of the master clock rate."))
