@@ -37,7 +37,7 @@ class usrp_array(gr.hier_block2):
 
     Messages
     --------
-    control : from the scheduler: `align` {radio, seconds}, `end`.
+    control : from the scheduler: `align` {radio, seconds}, `ask` {time}, `end`.
     events : what became of bursts, to all nodes, see `radio_events`.
     status : to the scheduler: `radio_time`, `radio_begin`, `radio_epoch`, see `radio_control`, and errors as text.
 
