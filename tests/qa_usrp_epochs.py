@@ -58,6 +58,7 @@ def gains(bench):
     ids=lambda value: "".join(value) if isinstance(value, dict) else "",
 )
 def test_lost_clocks_end_the_epoch_by_name_and_the_radio_recovers(usrp_array, tmp_path, fault, reason):
+    began_us = time.time_ns() // 1000
     with Bench(usrp_array, tmp_path, receivers="overflow" not in fault, **fault) as bench:
         first = bench.begin()
         second = bench.begin(2)
@@ -68,7 +69,7 @@ def test_lost_clocks_end_the_epoch_by_name_and_the_radio_recovers(usrp_array, tm
     assert told[1]["reason"].startswith("radio rack: ")
     epochs = [message["epoch"] for message in told]
     assert epochs == sorted(set(epochs))
-    assert abs(epochs[0] / 1e6 - time.time()) < 60
+    assert began_us <= epochs[0] <= time.time_ns() // 1000
     assert second > first
     samples = [message["sample"] for message in bench.told("radio_time")]
     assert np.diff(samples).min() > -2e-3 * RATE  # the device time goes on, even where boards had to be set anew
@@ -220,11 +221,14 @@ def test_the_time_is_told_twenty_times_a_second_and_shifted_by_whole_seconds(usr
         wait_for(lambda: len(bench.told("radio_time")) >= before + 20)
     samples = np.array([message["sample"] for message in bench.told("radio_time")])
     steps = np.diff(samples) / RATE
-    assert np.median(steps) == pytest.approx(0.05, abs=0.02)
-    jump = steps.max()
-    assert 3 < jump < 3 + 2.5  # and the time that the shift takes
+    assert np.mean(steps[steps < 3]) > 0.045
+    assert np.quantile(steps, 0.25) < 0.07  # others may be late
+    assert steps.max() > 3
     assert bench.told("radio_begin")[0]["sample"] > 3 * RATE
-    assert [entry["time"] for entry in virtual.read_log(bench.log, "time_next_pps")] == pytest.approx([0, 0, 5, 5])
+    first, second = np.reshape([(entry["device_time"], entry["time"])
+                                for entry in virtual.read_log(bench.log, "time_next_pps")], (2, 2, 2))
+    assert first[:, 1].tolist() == [0, 0]
+    assert second[:, 1].tolist() == (np.floor(second[:, 0]) + 1 + 3).tolist()
 
 
 def test_a_radio_that_nobody_aligns_is_an_error(usrp_array, tmp_path, monkeypatch):
@@ -240,15 +244,30 @@ def test_a_radio_without_pps_cannot_be_aligned(usrp_array, tmp_path):
         assert "without a common PPS" in bench.failure()
 
 
-@pytest.mark.parametrize("after_s", [0.0, 0.4, 1.6])
-def test_the_flowgraph_stops_in_the_middle_of_the_start(usrp_array, tmp_path, after_s):
-    bench = Bench(usrp_array, tmp_path)
+@pytest.mark.parametrize("place", ["at once", "before an edge", "after an edge", "before an alignment"])
+def test_the_flowgraph_stops_in_the_middle_of_the_start(usrp_array, tmp_path, monkeypatch, place):
+    """Where the radio waits, it would wait for an hour."""
+    if place != "before an alignment":
+        monkeypatch.setattr("gnuradio.dmimo.blocks.radio_start.PPS_PERIOD_S", 3600.0)
+    for limit in ("ALIGN_TIMEOUT_S", "JOIN_TIMEOUT_S"):
+        monkeypatch.setattr(f"gnuradio.dmimo.blocks.radio_control.{limit}", 3600.0)
+    bench = Bench(usrp_array, tmp_path, **{"pps_missing": 0} if place == "before an edge" else {})
     bench.tb.start()
-    time.sleep(after_s)
-    began = time.monotonic()
-    bench.tb.stop()
-    bench.tb.wait()
-    assert time.monotonic() - began < 1
+    if place == "before an edge":
+        wait_for(lambda: bench.array.control.running)
+    elif place == "after an edge":
+        wait_for(lambda: virtual.read_log(bench.log, "time_next_pps"))
+    elif place == "before an alignment":
+        wait_for(lambda: bench.told("radio_time"))
+
+    def end():
+        bench.tb.stop()
+        bench.tb.wait()
+
+    ending = threading.Thread(target=end, daemon=True)
+    ending.start()
+    ending.join(60)
+    assert not ending.is_alive()
     assert not bench.array.control.running
     assert bench.failures() == []
 
