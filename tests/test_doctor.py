@@ -292,7 +292,7 @@ def crashes(pipe, settings, options, log):
 def hangs(pipe, settings, options, log):
     """A process in place of the doctor's, in which UHD never returns."""
     pipe.send((Result("found", "passed", "a device"), []))
-    time.sleep(60)
+    time.sleep(3600)
 
 
 SETTINGS = RadioSettings("type=none", 1e6, {"ap1": [RadioPort(0, 1e9)]})
@@ -312,10 +312,8 @@ def test_a_crash_of_uhd_fails_the_check_under_way_with_its_last_words(monkeypatc
 
 def test_a_radio_that_never_answers_is_given_up(monkeypatch):
     monkeypatch.setattr(examination, "_work", hangs)
-    monkeypatch.setattr(examination, "LIMITS_S", {"found": 30.0, "settings": 0.3})
+    monkeypatch.setattr(examination, "LIMITS_S", {"found": 100.0, "settings": 0.3})
     monkeypatch.setattr(examination, "STOP_LIMIT_S", 0.1)
-    started = time.monotonic()
     told = examination.examine("rack", SETTINGS, Options())
-    assert time.monotonic() - started < 30
     assert told.results[1].measured.startswith("the radio did not answer within 0.3 s")
     assert not told.passed

@@ -224,10 +224,8 @@ def test_chunks_of_other_code_are_refused_by_workers_and_directories(tmp_path, t
 
 
 def test_an_unreachable_scheduler_is_an_error_within_the_limit(tmp_path):
-    before = time.monotonic()
-    with pytest.raises(CampaignError, match=r"no worker of the scheduler at tcp://127\.0\.0\.1:9"):
+    with pytest.raises(CampaignError, match=r"no worker of the scheduler at tcp://127\.0\.0\.1:9 within 1 s"):
         run(tmp_path, scheduler="tcp://127.0.0.1:9", timeouts=Timeouts(start_s=1))
-    assert time.monotonic() - before < 30
 
 
 def test_failing_lost_stalled_and_missing_workers_are_errors_that_keep_what_is_done():

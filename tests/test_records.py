@@ -268,8 +268,10 @@ def test_killed_writer_leaves_the_old_or_the_new_file_whole(tmp_path):
     for trial in range(6):
         writer = subprocess.Popen([sys.executable, "-c", WRITER, path])
         try:
-            deadline = time.monotonic() + 30
-            while not list(tmp_path.glob(".*.tmp")) and time.monotonic() < deadline:
+            deadline = time.monotonic() + 60
+            # The last one is let write a file before it is killed.
+            while not list(tmp_path.glob(".*.tmp")) or (trial == 5 and not path.exists()):
+                assert time.monotonic() < deadline
                 time.sleep(0.001)
             time.sleep(0.003 * trial)
         finally:
