@@ -4,6 +4,7 @@
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -280,6 +281,62 @@ def test_a_testbed_without_radios_is_told_what_to_add():
     rest = "  - {name: ap2, radio: {channels: [2]}}\nslots: {slot_samples: 512}"
     bed = testbed.parse(f"version: 1\n{snippet}\n{rest}")
     assert bed.usrp.radios[0].name == "rack"
+
+
+@pytest.mark.parametrize(("before", "after", "well"), [
+    ((0.99, 1.01, 7.0), (1.99, 2.01, 8.0), True),
+    ((0.99, 1.9, 7.0), (1.91, 2.01, 8.0), True),  # the first was noticed late
+    ((0.99, 1.01, 7.0), (1.5, 3.01, 9.0), True),  # one was missed, since nobody looked
+    ((0.99, 1.01, 7.0), (2.99, 3.01, 9.0), False),  # one did not come
+    ((0.99, 1.01, 7.0), (1.49, 1.51, 7.5), False),
+    ((0.99, 1.01, 7.0), (1.99, 2.01, 6.0), False),
+])
+def test_edges_are_a_second_apart_unless_it_is_certain_that_they_are_not(before, after, well):
+    assert checks.second_apart(checks.Edge(*before), checks.Edge(*after)) is well
+
+
+@pytest.mark.parametrize(("there", "apart_s"), [
+    ([(4.998, 5.001), (5.998, 6.001)], 0.0),
+    ([(3.998, 4.9)], 0.0),  # a busy machine looked late
+    ([(4.298, 4.301), (4.999, 6.5)], 0.3),  # one that is certain is enough
+    ([(3.698, 3.701)], -0.3),
+    ([(4.1, 4.2)], 0.15),
+    ([(4.052, 4.054)], 0.053),
+    ([(4.048, 4.049)], 0.0),
+])
+def test_edges_of_boards_are_apart_only_where_it_is_certain(there, apart_s):
+    here = [checks.Edge(2.9995, 3.0005, 7.0), checks.Edge(3.5, 4.2, 8.0)]
+    assert checks.edges_apart(here, [checks.Edge(*times, 7.0) for times in there]) == pytest.approx(apart_s, abs=1e-3)
+
+
+class Stalling:
+    """A radio of two boards whose edges are a second apart, and a computer that stands still after some readings."""
+
+    boards = range(2)
+
+    def __init__(self, stalls_s):
+        self.now_s, self.stalls_s, self.sources = 0.4, stalls_s, [self]
+
+    def get_time_last_pps(self, board):
+        last = SimpleNamespace(get_real_secs=lambda second=float(int(self.now_s)): second)
+        self.sleep(self.stalls_s.pop(0) if self.stalls_s else 1e-4)
+        return last
+
+    def sleep(self, seconds):
+        self.now_s += seconds
+
+    def monotonic(self):
+        return self.now_s
+
+
+@pytest.mark.parametrize("stalls_s", [[], [0.7], [1e-4] * 3 + [0.7], [1e-4] * 2 + [1.7], [1e-4] * 101 + [0.9] * 3,
+                                      [1e-4] * 2 + [2.4]])
+def test_a_computer_that_stands_still_accuses_no_pps(monkeypatch, stalls_s):
+    radio = Stalling(stalls_s)
+    monkeypatch.setattr(checks, "time", radio)
+    patient = SimpleNamespace(bench=SimpleNamespace(radio=radio), settings=SimpleNamespace(time_source="external"))
+    told = checks.pps(patient)
+    assert told.status == "passed", told
 
 
 def crashes(pipe, settings, options, log):

@@ -2,7 +2,10 @@
 """The checks of a radio up to its streams: is it there, is it in step. One function each, in the order of `CHECKS`."""
 
 import itertools
+import math
 import time
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from ..radio_time import time_of
 from . import fixes
@@ -100,33 +103,61 @@ def pps(patient: Patient) -> Result:
     if blind:
         return failed("pps", f"{', '.join(blind)}: no PPS edge in {PPS_WATCH_S:g} s, time source {source}",
                       fixes.pps(source))
-    uneven = [f"{radio.board_name(board)}: edges {after - before:.6f} s apart" for board, edges in seen.items()
-              for (_, before), (_, after) in itertools.pairwise(edges)
-              if abs(after - before - 1) > 1e-3]
+    uneven = [f"{radio.board_name(board)}: edges {after.device_s - before.device_s:.6f} s apart"
+              for board, edges in seen.items() for before, after in itertools.pairwise(edges)
+              if not second_apart(before, after)]
     if uneven:
         return failed("pps", "; ".join(uneven), fixes.pps(source))
-    first = seen[0][0][0]
-    offsets = {board: (edges[0][0] - first + 0.5) % 1 - 0.5 for board, edges in seen.items()}
+    offsets = {board: edges_apart(seen[0], edges) for board, edges in seen.items()}
     apart = [f"{radio.board_name(board)}: edges {offset:+.2f} s from those of {radio.board_name(0)}"
-             for board, offset in offsets.items() if abs(offset) > MAX_PPS_SPREAD_S]
+             for board, offset in offsets.items() if offset]
     if apart:
         return failed("pps", "; ".join(apart), fixes.pps(source))
     return passed("pps", f"every board sees one edge a second, time source {source}")
 
 
-def _watch_edges(radio) -> dict[int, list[tuple[float, float]]]:
-    """Host time at which each board was seen to have passed a PPS edge, and its own time at the edge."""
-    read = {board: radio.sources[0].get_time_last_pps(board).get_real_secs() for board in radio.boards}
-    seen: dict[int, list[tuple[float, float]]] = {board: [] for board in radio.boards}
+class Edge(NamedTuple):
+    """A PPS edge that a board has passed: the host times between which it was, and the board's own time at it [s]."""
+
+    after_s: float
+    before_s: float
+    device_s: float
+
+
+def _watch_edges(radio) -> dict[int, list[Edge]]:
+    """PPS edges that each board passes."""
+    read: dict[int, tuple[float, float]] = {}  # when a board was last asked, and what it said
+    seen: dict[int, list[Edge]] = {board: [] for board in radio.boards}
     deadline = time.monotonic() + PPS_WATCH_S
-    while time.monotonic() < deadline:
+    over = False
+    while not over:
+        over = time.monotonic() >= deadline  # looked at once more, whatever kept this process
         for board in radio.boards:
+            asked = time.monotonic()
             last = radio.sources[0].get_time_last_pps(board).get_real_secs()
-            if last != read[board]:
-                read[board] = last
-                seen[board].append((time.monotonic(), last))
+            if board in read and last != read[board][1]:
+                seen[board].append(Edge(read[board][0], time.monotonic(), last))
+            read[board] = asked, last
         time.sleep(0.002)
     return seen
+
+
+def second_apart(before: Edge, after: Edge) -> bool:
+    """Whether two edges, seen one after the other, can be those of one a second: some between may have been missed."""
+    seconds = round(after.device_s - before.device_s)
+    return (seconds >= 1 and abs(after.device_s - before.device_s - seconds) <= 1e-3
+            and after.after_s - before.before_s <= 1 + MAX_PPS_SPREAD_S)
+
+
+def edges_apart(here: Sequence[Edge], there: Sequence[Edge]) -> float:
+    """By how much the edges of one board come after those of another [s], modulo a second; 0 unless it is certain."""
+    offsets = []
+    for one, other in itertools.product(here, there):
+        least, most = other.after_s - one.before_s, other.before_s - one.after_s
+        if math.floor(most + MAX_PPS_SPREAD_S) < math.ceil(least - MAX_PPS_SPREAD_S):
+            middle = (least + most) / 2
+            offsets.append((most - least, middle - round(middle)))
+    return min(offsets)[1] if offsets else 0.0
 
 
 def common_time(patient: Patient) -> Result:
