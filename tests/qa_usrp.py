@@ -60,7 +60,8 @@ def test_a_node_may_take_any_channels_of_any_boards(usrp_array, tmp_path):
     assert [event[2:5] for event in events] == [(0, 1, 3), (1, 0, 0)]
 
 
-def test_the_boards_are_started_in_the_order_that_keeps_them_coherent(usrp_array, tmp_path):
+def test_the_boards_are_started_in_the_order_that_keeps_them_coherent(usrp_array, tmp_path, monkeypatch):
+    monkeypatch.setattr("gnuradio.dmimo.blocks.radio_start.TUNE_LEAD_S", 1.0)  # much, for a busy machine
     bench = Bench(usrp_array, tmp_path)
     ((seconds, fraction), _) = bench.array.radio.edges()
     wait_for(lambda: bench.array.now() - (seconds + fraction) > 0.6)
@@ -70,7 +71,7 @@ def test_the_boards_are_started_in_the_order_that_keeps_them_coherent(usrp_array
     streamers = [entry["direction"] for entry in log if entry["what"] == "streamer"]
     assert sorted(streamers) == ["rx", "rx", "tx", "tx"]
     order = [entry["what"] for entry in log]
-    assert all(entry["after_edge"] < 0.2 for entry in log if entry["what"] == "time_next_pps")  # long before the next
+    assert all(entry["after_edge"] < 0.5 for entry in log if entry["what"] == "time_next_pps")  # long before the next
     tunes = [entry for entry in log if entry["what"] == "tune"]
     assert len({entry["requested_time"] for entry in tunes}) == 1
     assert {(entry["board"], entry["direction"]) for entry in tunes} == {(b, d) for b in range(2) for d in ("rx", "tx")}
@@ -220,6 +221,13 @@ def test_sources_and_sinks_are_told_the_time_of_a_tune_on_every_board(usrp_array
         assert {(block, board) for block, board, _ in told} == {
             (block, board) for block in (uhd.usrp_source, uhd.usrp_sink) for board in range(2)}
         assert len({when for *_, when in told}) == 1
+
+
+def test_a_time_may_be_verified_edges_later_than_it_was_taken(usrp_array, tmp_path, monkeypatch):
+    monkeypatch.setattr("gnuradio.dmimo.blocks.radio_start.PPS_PERIOD_S", 3.2)  # as on a computer that stands still
+    with Bench(usrp_array, tmp_path) as bench:
+        assert bench.begin() >= 3 * RATE
+    assert bench.failures() == []
 
 
 @pytest.mark.parametrize("shift", [3, -3])
