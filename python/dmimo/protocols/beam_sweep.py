@@ -28,6 +28,7 @@ PHASE = "sweep"
 MIN_SILENCE_SAMPLES = 8
 # Noise beside the symbol's bins over that in silence, and as a share of the signal, from which it is the signal's own.
 MAX_NOISE_RATIO, MAX_LEAKAGE = 1.5, 0.005
+NOISE_DEVIATIONS = 5.0  # of the ratio, by chance, that short sweeps must exceed
 
 
 def rounds(num_beams: int, *, beam_pairs: int | None = None, passes: int = 1) -> np.ndarray:
@@ -312,14 +313,20 @@ class SweepCollector:
         """Noise variances, none of them zero: a coarse converter may show none, and whitening divides by it."""
         return np.maximum(noise_var, max(1e-14 * float(np.nanmean(np.abs(y) ** 2)), 1e-30))
 
-    @staticmethod
-    def _leaks(results: Mapping[str, Mapping[str, object]]) -> tuple[str, ...]:
-        """Receivers whose noise comes with the signal: from a carrier off by a bin or more, or from distortion."""
+    def _leaks(self, results: Mapping[str, Mapping[str, object]]) -> tuple[str, ...]:
+        """Receivers whose noise comes with the signal: from a carrier off by a bin or more, or from distortion.
+
+        Mean powers of n independent samples have logarithms of variance 1 / n.
+        """
+        silence = self._layout.silence
+        share = 1 / max(self._symbol.empty_bins.size, 1) + 1 / max(silence.stop - silence.start, 1)
         reasons = []
         for node, result in results.items():
             beside, silent = np.mean(result["noise_var"]), np.mean(result["silence_var"])
             power = float(np.mean(np.abs(result["h"]) ** 2))
-            if beside > MAX_NOISE_RATIO * silent and beside - silent > MAX_LEAKAGE * power:
+            means = len(result["slots"]) * np.size(result["noise_var"])
+            ratio = max(MAX_NOISE_RATIO, float(np.exp(NOISE_DEVIATIONS * np.sqrt(share / means))))
+            if beside > ratio * silent and beside - silent > MAX_LEAKAGE * power:
                 reasons.append(f"node {node}: {100 * (beside - silent) / power:.1f} % of the signal lie beside its "
                                "subcarriers: carriers differ by more than half a bin, or something distorts")
         return tuple(reasons)
