@@ -18,6 +18,7 @@ from .blocks.node import node
 from .blocks.simulated_network import simulated_network
 from .blocks.slot_scheduler import slot_scheduler
 from .blocks.verifier import verifier
+from .protocols import mutual_coupling_collector
 from .protocols.slots import Collector
 from .radio_settings import RadioSettings
 from .recording import NodeRecorder, Recorder
@@ -198,8 +199,9 @@ def run(flowgraph: testbed_flowgraph, *, timeout_s: float = 3600.0,
         flowgraph.stop()
         flowgraph.wait()
     members = flowgraph.members()
-    if flowgraph.calibration_file and "beamsync" in members:
-        calibration_files.write(flowgraph.assembly, members, flowgraph.calibration_file, scheduler.epoch)
+    coupling = mutual_coupling_collector.find(members)
+    if flowgraph.calibration_file and coupling is not None and "linearizer" not in members:  # that block writes
+        calibration_files.write_linearization(flowgraph.assembly, coupling, flowgraph.calibration_file, scheduler.epoch)
     run = reports.Run(flowgraph.assembly, flowgraph.network, members, scheduler.error,
                       scheduler.releases, scheduler.end_sample, scheduler.first_sample)
     return Outcome(run.error, reports.report(run), run.estimate)
