@@ -34,6 +34,22 @@ def pytest_runtest_teardown(item):
         gc.collect()
 
 
+@pytest.fixture
+def dmimo_environment():
+    """Variables of the commands that `dmimo` starts, None for those of the tests; to be overridden."""
+    return None
+
+
+@pytest.fixture
+def dmimo(tmp_path, dmimo_environment):
+    """Starts ``dmimo`` commands in a folder of the test, and ends those that are left."""
+    from host_processes import Processes
+
+    processes = Processes(tmp_path, dmimo_environment)
+    yield processes
+    processes.close()
+
+
 @pytest.fixture(scope="session")
 def uhd():
     """``gnuradio.uhd`` in a process whose UHD knows the virtual USRP; skips where that cannot be built."""

@@ -8,19 +8,12 @@ from pathlib import Path
 
 import pytest
 from gnuradio.dmimo import testbed
-from host_processes import ROOT, Processes, Relay, free_ports
+from host_processes import ROOT, Relay, free_ports
 
 EXAMPLES = ROOT / "examples"
 ENDLESS = ("--duration", "1e6", "--no-verify")  # ends only when something happens to it
 SWEEP = "three_panels.yml"
 SYNC = "two_aps_drift.yml"
-
-
-@pytest.fixture
-def dmimo(tmp_path):
-    processes = Processes(tmp_path)
-    yield processes
-    processes.close()
 
 
 def bed(folder, example, remote, name="bed.yml", **settings):

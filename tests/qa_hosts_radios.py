@@ -6,7 +6,7 @@ import signal
 
 import pytest
 import virtual_usrp_device as virtual
-from host_processes import Processes, free_ports
+from host_processes import free_ports
 
 RACK = """
 version: 1
@@ -38,10 +38,8 @@ hosts: {hosts}
 
 
 @pytest.fixture
-def dmimo(tmp_path):
-    processes = Processes(tmp_path, virtual.environment())
-    yield processes
-    processes.close()
+def dmimo_environment():
+    return virtual.environment()
 
 
 def hosts(**remote):

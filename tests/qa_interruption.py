@@ -5,7 +5,7 @@ import json
 import signal
 
 import pytest
-from host_processes import ROOT, Processes
+from host_processes import ROOT
 
 EXAMPLES = ROOT / "examples"
 LIMIT_S = 60.0
@@ -31,13 +31,6 @@ def stubborn():
         time.sleep(3600)
 """
 KILL = "os.kill(os.getpid(), signal.SIGINT)"
-
-
-@pytest.fixture
-def dmimo(tmp_path):
-    processes = Processes(tmp_path)
-    yield processes
-    processes.close()
 
 
 def report(dmimo):
